@@ -1,0 +1,253 @@
+// Package cli is what the programs' command lines share: how errors and progress look, and opening an image through the
+// daemon.
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"runtime/debug"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/term"
+
+	"github.com/pexfs/pex/cmd/internal/daemon"
+	"github.com/pexfs/pex/fusefs"
+	"github.com/pexfs/pex/lazy"
+	"github.com/pexfs/pex/lazy/ref"
+	"github.com/pexfs/pex/lazy/registry"
+	"github.com/pexfs/pex/lazy/store"
+)
+
+// PrintError prints an error as "program: error: …", and a hint where there is one.
+func PrintError(program string, err error) {
+	fmt.Fprintf(os.Stderr, "%s: error: %s\n", program, oneLine(err.Error()))
+	if h := hint(err); h != "" {
+		fmt.Fprintf(os.Stderr, "%s: hint: %s\n", program, h)
+	}
+}
+
+// oneLine keeps what a registry or an image says from looking like more lines, or commanding the terminal.
+func oneLine(s string) string {
+	s = strings.ReplaceAll(strings.TrimSpace(s), "\n", "; ")
+	return strings.Map(func(r rune) rune {
+		if r < ' ' || r == 0x7f || r >= 0x80 && r < 0xa0 {
+			return '?'
+		}
+		return r
+	}, s)
+}
+
+func hint(err error) string {
+	var e *daemon.Error
+	var h interface{ Hint() string }
+	switch {
+	case errors.As(err, &e) && e.Hint != "":
+		return e.Hint
+	case errors.As(err, &h):
+		return h.Hint()
+	case errors.Is(err, fusefs.ErrNoFUSE):
+		return "load the fuse module; to mount as an ordinary user, install fuse3"
+	case errors.Is(err, syscall.EBUSY):
+		return "end what uses it: `fuser -vm DIR` lists it"
+	}
+	return ""
+}
+
+// Version is the module's version, or the revision it was built from.
+func Version() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return "unknown"
+	}
+	v := info.Main.Version
+	if v == "" || v == "(devel)" {
+		v = "devel"
+		for _, s := range info.Settings {
+			if s.Key == "vcs.revision" {
+				v += " " + s.Value
+			}
+		}
+	}
+	return v
+}
+
+// OpenOptions of an opening.
+type OpenOptions struct {
+	CacheDir string
+	Platform string
+	Fill     bool
+	Insecure bool
+	Quiet    bool // no progress, only warnings
+}
+
+// Open has the daemon open an image, starting the daemon where none runs, with this user's credentials. Progress goes to
+// standard error if that is a terminal.
+func Open(ctx context.Context, program, name string, o OpenOptions) (*daemon.Client, *daemon.Opened, error) {
+	r, err := ref.Parse(name)
+	if err != nil {
+		return nil, nil, err
+	}
+	if r, err = r.Abs(); err != nil {
+		return nil, nil, err
+	}
+	c, err := daemon.Connect(ctx, o.CacheDir)
+	if err != nil {
+		return nil, nil, err
+	}
+	req := daemon.OpenRequest{Ref: r.String(), Platform: o.Platform, Fill: o.Fill, Insecure: o.Insecure}
+	if r.Transport == ref.Registry {
+		a, err := registry.Credentials(ctx, r)
+		if err != nil {
+			return nil, nil, fmt.Errorf("finding credentials for %s: %w", r, err)
+		}
+		req.Auth = &a
+	}
+	p := NewProgress(program, os.Stderr, o.Quiet)
+	defer p.End()
+	opened, err := c.Open(ctx, req, p.Event)
+	if errors.Is(err, daemon.ErrGone) && ctx.Err() == nil {
+		// it ended while we asked: idle, or stopped; once more with another
+		if err = c.Ensure(ctx); err == nil {
+			opened, err = c.Open(ctx, req, p.Event)
+		}
+	}
+	return c, opened, err
+}
+
+// Progress shows how far an operation is, on one line of a terminal. Its methods may be called concurrently.
+type Progress struct {
+	program string
+	w       io.Writer
+	line    bool // w is a terminal
+
+	mu     sync.Mutex
+	start  time.Time
+	at     time.Time
+	bytes  int64
+	rate   float64 // bytes a second
+	shown  bool
+	warned map[string]bool
+}
+
+// NewProgress makes a Progress that prints to f.
+func NewProgress(program string, f *os.File, quiet bool) *Progress {
+	return &Progress{program: program, w: f, line: !quiet && term.IsTerminal(int(f.Fd())), start: time.Now(), warned: make(map[string]bool)}
+}
+
+// Event shows a step of an opening.
+func (p *Progress) Event(e lazy.Event) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if e.Stage == "warning" {
+		if !p.warned[e.Text] {
+			p.warned[e.Text] = true
+			p.clear()
+			fmt.Fprintf(p.w, "%s: warning: %s\n", p.program, oneLine(e.Text))
+		}
+		return
+	}
+	text := e.Stage
+	if e.Text != "" {
+		text += " (" + oneLine(e.Text) + ")"
+	}
+	p.show(text, e.Bytes, e.Total)
+}
+
+// Image shows how much of an image is there.
+func (p *Progress) Image(s daemon.ImageStatus) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.show(string(s.State), s.Present, s.Size)
+}
+
+// show prints the line, once the operation has taken more than a moment.
+func (p *Progress) show(text string, bytes, total int64) {
+	now := time.Now()
+	if !p.line || now.Sub(p.start) < 500*time.Millisecond {
+		return
+	}
+	if d := now.Sub(p.at); !p.at.IsZero() && d > 0 && bytes >= p.bytes {
+		p.rate = 0.8*p.rate + 0.2*float64(bytes-p.bytes)/d.Seconds()
+	}
+	p.at, p.bytes = now, bytes
+	s := text
+	if total > 0 {
+		s += fmt.Sprintf(" %s of %s, %s/s", Bytes(bytes), Bytes(total), Bytes(int64(p.rate)))
+	} else if bytes > 0 {
+		s += " " + Bytes(bytes)
+	}
+	fmt.Fprintf(p.w, "\r\033[K%s: %s", p.program, s)
+	p.shown = true
+}
+
+func (p *Progress) clear() {
+	if p.shown {
+		io.WriteString(p.w, "\r\033[K")
+		p.shown = false
+	}
+}
+
+// End takes the line away.
+func (p *Progress) End() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.clear()
+}
+
+// Bytes is a number of bytes for people.
+func Bytes(n int64) string {
+	switch {
+	case n >= 10<<30:
+		return fmt.Sprintf("%.0f GiB", float64(n)/(1<<30))
+	case n >= 1<<30:
+		return fmt.Sprintf("%.1f GiB", float64(n)/(1<<30))
+	case n >= 1<<20:
+		return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20))
+	case n >= 1<<10:
+		return fmt.Sprintf("%.0f KiB", float64(n)/(1<<10))
+	}
+	return fmt.Sprintf("%d B", n)
+}
+
+// Find looks an image up among those of the cache: by reference, by the beginning of its key or manifest digest, or by the folder
+// it is mounted on.
+func Find(st *daemon.Status, name string) (*daemon.ImageStatus, error) {
+	canonical := ""
+	if r, err := ref.Parse(name); err == nil {
+		if r, err = r.Abs(); err == nil {
+			canonical = r.String()
+		}
+	}
+	mounted := MountUser(name)
+	hex := strings.TrimPrefix(name, "sha256:")
+	var found []*daemon.ImageStatus
+	for i := range st.Images {
+		im := &st.Images[i]
+		for _, r := range im.Refs {
+			if r == canonical {
+				return im, nil
+			}
+		}
+		for _, u := range im.Users {
+			if u == mounted {
+				return im, nil
+			}
+		}
+		if len(hex) >= 6 && (strings.HasPrefix(string(im.Key), hex) || strings.HasPrefix(im.Manifest, hex)) {
+			found = append(found, im)
+		}
+	}
+	switch len(found) {
+	case 0:
+		return nil, fmt.Errorf("image %s: %w", name, store.ErrNotCached)
+	case 1:
+		return found[0], nil
+	}
+	return nil, fmt.Errorf("%s names %d images", name, len(found))
+}

@@ -1,0 +1,148 @@
+// Package daemon is the process that fetches and fills, and its API: HTTP and JSON on a unix socket that only its user may
+// open.
+//
+//	POST   /v1/open               OpenRequest -> lines of Message, the last one with opened or error
+//	GET    /v1/images/KEY/lease   keeps the image in the cache for as long as the answer is open; ?who=&fill=1
+//	POST   /v1/images/KEY/need    NeedRequest -> 204 when these bytes are present
+//	GET    /v1/images/KEY/wait    lines of Message, until the image is sealed
+//	DELETE /v1/images/KEY         409 while it is leased
+//	GET    /v1/status             Status
+//	POST   /v1/stop               204, then the daemon ends
+//
+// Nothing but filling depends on the daemon: views and machines read the image files themselves.
+package daemon
+
+import (
+	"encoding/json"
+	"errors"
+	"net/http"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/authn"
+
+	"github.com/pexfs/pex/lazy"
+	"github.com/pexfs/pex/lazy/registry"
+	"github.com/pexfs/pex/lazy/store"
+)
+
+// OpenRequest asks for an image.
+type OpenRequest struct {
+	Ref      string `json:"ref"`
+	Platform string `json:"platform,omitempty"` // "" is the machine's own
+	Fill     bool   `json:"fill"`               // complete the image in the background
+	Insecure bool   `json:"insecure,omitempty"` // plain HTTP for a registry that isn't on this machine
+	// Auth are the credentials for the reference's registry. The daemon keeps them in memory only.
+	Auth *authn.AuthConfig `json:"auth,omitempty"`
+}
+
+// Opened is an image that can be read.
+type Opened struct {
+	Key      store.Key       `json:"key"`
+	Ref      string          `json:"ref"` // canonical
+	Manifest string          `json:"manifest"`
+	Config   json.RawMessage `json:"config"`
+	Dir      string          `json:"dir"` // the image's folder in the cache
+	State    store.State     `json:"state"`
+}
+
+// Message is one line of a streamed answer.
+type Message struct {
+	Event  *lazy.Event  `json:"event,omitempty"`
+	Image  *ImageStatus `json:"image,omitempty"`
+	Opened *Opened      `json:"opened,omitempty"`
+	Error  *Error       `json:"error,omitempty"`
+}
+
+// NeedRequest names bytes of the image file.
+type NeedRequest struct {
+	Off int64 `json:"off"`
+	N   int64 `json:"n"`
+}
+
+// ImageStatus is what is known of an image.
+type ImageStatus struct {
+	Key      store.Key     `json:"key"`
+	Refs     []string      `json:"refs"`
+	Manifest string        `json:"manifest"`
+	State    store.State   `json:"state"`
+	Filling  bool          `json:"filling"`
+	Size     int64         `json:"size"`
+	Present  int64         `json:"present"`
+	Fetched  int64         `json:"fetched"` // compressed bytes fetched by chunk since the daemon started
+	Inodes   int64         `json:"inodes"`
+	Root     string        `json:"root,omitempty"`
+	Created  time.Time     `json:"created"`
+	Layers   []LayerStatus `json:"layers"`
+	Users    []string      `json:"users"`
+	Error    string        `json:"error,omitempty"`
+}
+
+// LayerStatus is a layer of an image, bottom first. Visible and Present are known of an image that isn't sealed.
+type LayerStatus struct {
+	store.Layer
+	Visible int64 `json:"visible,omitempty"` // bytes of its contents that the image shows
+	Present int64 `json:"present,omitempty"` // how many of these are there
+}
+
+// Opening is an image that is being opened: its layers are read.
+type Opening struct {
+	Ref   string     `json:"ref"`
+	Event lazy.Event `json:"event"`
+}
+
+// Status is what the daemon does and has.
+type Status struct {
+	PID     int           `json:"pid"`
+	Cache   string        `json:"cache"`
+	Started time.Time     `json:"started"`
+	Opening []Opening     `json:"opening"`
+	Images  []ImageStatus `json:"images"`
+}
+
+// Error is an error that went over the socket. Code tells the kinds apart that a program reacts to.
+type Error struct {
+	Code string `json:"code,omitempty"`
+	Text string `json:"text"`
+	Hint string `json:"hint,omitempty"`
+}
+
+func (e *Error) Error() string { return e.Text }
+
+// Codes of Error.
+const (
+	CodeBusy      = "busy"
+	CodeNotCached = "not-cached"
+)
+
+var errBusy = errors.New("in use")
+
+func toError(err error) *Error {
+	var e *Error
+	if errors.As(err, &e) {
+		return e
+	}
+	e = &Error{Text: err.Error()}
+	switch {
+	case errors.Is(err, errBusy):
+		e.Code = CodeBusy
+	case errors.Is(err, store.ErrNotCached):
+		e.Code = CodeNotCached
+	case errors.Is(err, registry.ErrUnauthorized):
+		e.Hint = "log in with `docker login` or `podman login`, or check that the name is right"
+	case errors.Is(err, registry.ErrNotFound):
+		e.Hint = "check the name and the tag"
+	case errors.Is(err, registry.ErrUnreachable):
+		e.Hint = "check the network and the registry's name; what is cached already can be opened without it"
+	}
+	return e
+}
+
+func status(e *Error) int {
+	switch e.Code {
+	case CodeBusy:
+		return http.StatusConflict
+	case CodeNotCached:
+		return http.StatusNotFound
+	}
+	return http.StatusInternalServerError
+}

@@ -1,0 +1,270 @@
+package daemon
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/pexfs/pex/lazy"
+	"github.com/pexfs/pex/lazy/store"
+)
+
+// ErrGone is wrapped where the daemon ended before it had answered, or there is none.
+var ErrGone = errors.New("no daemon answers")
+
+// Client talks to the daemon of one cache folder. Its methods may be called concurrently.
+type Client struct {
+	dir, sock string
+	http      *http.Client
+}
+
+// NewClient makes a client; it connects with each call.
+func NewClient(cacheDir string) (*Client, error) {
+	sock, err := socketPath(cacheDir)
+	if err != nil {
+		return nil, err
+	}
+	t := &http.Transport{
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			var d net.Dialer
+			return d.DialContext(ctx, "unix", sock)
+		},
+		MaxIdleConnsPerHost: 64,
+	}
+	return &Client{dir: cacheDir, sock: sock, http: &http.Client{Transport: t}}, nil
+}
+
+// Connect makes a client and sees to it that a daemon runs: where none answers it starts this program's own `daemon`.
+func Connect(ctx context.Context, cacheDir string) (*Client, error) {
+	c, err := NewClient(cacheDir)
+	if err != nil {
+		return nil, err
+	}
+	return c, c.Ensure(ctx)
+}
+
+// Ensure starts the daemon unless one answers.
+func (c *Client) Ensure(ctx context.Context) error {
+	if c.ping(ctx) == nil {
+		return nil
+	}
+	// this also finds what is wrong with the folder, and says it to the user rather than to a log
+	st, err := store.Open(c.dir)
+	if err != nil {
+		return err
+	}
+	exe, err := os.Executable()
+	if err != nil {
+		return fmt.Errorf("starting the daemon: %w", err)
+	}
+	logName := filepath.Join(st.Dir(), "daemon.log")
+	log, err := os.OpenFile(logName, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		return fmt.Errorf("starting the daemon: %w", err)
+	}
+	defer log.Close()
+	cmd := exec.Command(exe, "daemon", "--cache-dir", st.Dir())
+	cmd.Dir = "/"
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("starting the daemon: %w", err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	ctx, cancel := context.WithTimeoutCause(ctx, 20*time.Second, errors.New("it does not answer"))
+	defer cancel()
+	for wait := 5 * time.Millisecond; ; wait = min(2*wait, 200*time.Millisecond) {
+		if c.ping(ctx) == nil {
+			return nil
+		}
+		select {
+		case err := <-ended:
+			// it may have lost a race to another one that is just starting
+			if c.pingFor(ctx, 2*time.Second) == nil {
+				return nil
+			}
+			return fmt.Errorf("starting the daemon: it ended (%v): see %s", err, logName)
+		case <-ctx.Done():
+			return fmt.Errorf("starting the daemon: %w: see %s", context.Cause(ctx), logName)
+		case <-time.After(wait):
+		}
+	}
+}
+
+func (c *Client) pingFor(ctx context.Context, d time.Duration) error {
+	end := time.Now().Add(d)
+	for {
+		err := c.ping(ctx)
+		if err == nil || time.Now().After(end) {
+			return err
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
+func (c *Client) ping(ctx context.Context) error {
+	resp, err := c.do(ctx, http.MethodGet, "/v1/ping", nil)
+	if err != nil {
+		return err
+	}
+	return resp.Body.Close()
+}
+
+// do sends a request and turns an answer that is not a success into its error.
+func (c *Client) do(ctx context.Context, method, path string, body any) (*http.Response, error) {
+	var r io.Reader
+	if body != nil {
+		b, err := json.Marshal(body)
+		if err != nil {
+			return nil, err
+		}
+		r = bytes.NewReader(b)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, "http://pex"+path, r)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+		return nil, fmt.Errorf("%w: %w", ErrGone, err)
+	}
+	if resp.StatusCode/100 == 2 {
+		return resp, nil
+	}
+	defer resp.Body.Close()
+	e := new(Error)
+	b, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
+	if json.Unmarshal(b, e) != nil || e.Text == "" {
+		return nil, fmt.Errorf("the daemon answered %s: %.200s", resp.Status, b)
+	}
+	return nil, e
+}
+
+// stream reads lines of Message until f says stop or an error comes.
+func (c *Client) stream(ctx context.Context, method, path string, body any, f func(Message) (stop bool)) error {
+	resp, err := c.do(ctx, method, path, body)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	dec := json.NewDecoder(resp.Body)
+	for {
+		var m Message
+		if err := dec.Decode(&m); err != nil {
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
+			return fmt.Errorf("%w: its answer broke off: %w", ErrGone, err)
+		}
+		if m.Error != nil {
+			return m.Error
+		}
+		if f(m) {
+			return nil
+		}
+	}
+}
+
+// Open opens an image; progress may be nil.
+func (c *Client) Open(ctx context.Context, r OpenRequest, progress func(lazy.Event)) (*Opened, error) {
+	var o *Opened
+	err := c.stream(ctx, http.MethodPost, "/v1/open", r, func(m Message) bool {
+		if m.Event != nil && progress != nil {
+			progress(*m.Event)
+		}
+		o = m.Opened
+		return o != nil
+	})
+	return o, err
+}
+
+func imagePath(k store.Key, what string) string {
+	return "/v1/images/" + url.PathEscape(string(k)) + what
+}
+
+// Lease holds an image in the cache until it is closed or the daemon ends. who says to people whom it is for.
+func (c *Client) Lease(ctx context.Context, k store.Key, who string, fill bool) (io.ReadCloser, error) {
+	q := url.Values{"who": {who}}
+	if fill {
+		q.Set("fill", "1")
+	}
+	resp, err := c.do(ctx, http.MethodGet, imagePath(k, "/lease?"+q.Encode()), nil)
+	if err != nil {
+		return nil, err
+	}
+	return resp.Body, nil
+}
+
+// Need waits until these bytes of the image file are present.
+func (c *Client) Need(ctx context.Context, k store.Key, off, n int64) error {
+	resp, err := c.do(ctx, http.MethodPost, imagePath(k, "/need"), NeedRequest{off, n})
+	if err != nil {
+		return err
+	}
+	return resp.Body.Close()
+}
+
+// Wait waits until the image is sealed.
+func (c *Client) Wait(ctx context.Context, k store.Key, progress func(ImageStatus)) error {
+	return c.stream(ctx, http.MethodGet, imagePath(k, "/wait"), nil, func(m Message) bool {
+		if m.Image == nil {
+			return false
+		}
+		if progress != nil {
+			progress(*m.Image)
+		}
+		return m.Image.State == store.Sealed
+	})
+}
+
+// Remove takes an image out of the cache.
+func (c *Client) Remove(ctx context.Context, k store.Key) error {
+	resp, err := c.do(ctx, http.MethodDelete, imagePath(k, ""), nil)
+	if err != nil {
+		return err
+	}
+	return resp.Body.Close()
+}
+
+// Status asks what the daemon does and has.
+func (c *Client) Status(ctx context.Context) (*Status, error) {
+	resp, err := c.do(ctx, http.MethodGet, "/v1/status", nil)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	s := new(Status)
+	return s, json.NewDecoder(resp.Body).Decode(s)
+}
+
+// Stop ends the daemon and waits until it is gone.
+func (c *Client) Stop(ctx context.Context) error {
+	resp, err := c.do(ctx, http.MethodPost, "/v1/stop", nil)
+	if err != nil {
+		return err
+	}
+	resp.Body.Close()
+	for c.ping(ctx) == nil {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+	return ctx.Err()
+}

@@ -1,0 +1,197 @@
+// Package view reads an image of the cache in a process of its own: present bytes from the image file, and for missing ones it
+// asks the daemon and waits. It needs no network and no credentials. A daemon that dies only makes it wait: it starts
+// another, takes its lease again and asks again.
+package view
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/pexfs/pex/cmd/internal/daemon"
+	"github.com/pexfs/pex/erofs"
+	"github.com/pexfs/pex/lazy/store"
+)
+
+// Image is an image being read. Its methods may be called concurrently.
+type Image struct {
+	v      *store.View
+	meta   *erofs.Image
+	mapped []byte
+	c      *daemon.Client
+	who    string
+	fill   bool
+	key    store.Key
+
+	cancel context.CancelFunc
+	leased sync.WaitGroup
+}
+
+// Options of an attachment.
+type Options struct {
+	Who  string // what status calls this reader
+	Fill bool   // have the daemon complete the image, also one that is started later
+}
+
+// Attach opens an image that the daemon has opened, and holds a lease on it until Close.
+func Attach(ctx context.Context, c *daemon.Client, o *daemon.Opened, opt Options) (*Image, error) {
+	im := &Image{c: c, who: opt.Who, fill: opt.Fill, key: o.Key}
+	lease, err := c.Lease(ctx, o.Key, opt.Who, opt.Fill)
+	if err != nil {
+		return nil, fmt.Errorf("taking a lease of image %.12s: %w", o.Key, err)
+	}
+	lctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	im.cancel = cancel
+	if err := im.open(o.Dir); err != nil {
+		cancel()
+		lease.Close()
+		return nil, err
+	}
+	im.leased.Go(func() { im.keepLease(lctx, lease) })
+	return im, nil
+}
+
+func (im *Image) open(dir string) error {
+	v, err := store.OpenView(dir)
+	if err != nil {
+		return err
+	}
+	info := v.Info
+	if info.MetaOff < 0 || info.MetaOff > info.Size || info.MetaOff%store.BlockSize != 0 {
+		v.Close()
+		return fmt.Errorf("image %.12s: metadata at %d", info.Key, info.MetaOff)
+	}
+	m, err := unix.Mmap(int(v.File().Fd()), info.MetaOff, int(info.Size-info.MetaOff), unix.PROT_READ, unix.MAP_SHARED)
+	if err != nil {
+		v.Close()
+		return fmt.Errorf("mapping metadata of image %.12s: %w", info.Key, err)
+	}
+	im.v, im.mapped = v, m
+	im.meta, err = erofs.Open(&metaReader{m, info.MetaOff, v.File()}, info.Size)
+	if err != nil {
+		unix.Munmap(m)
+		v.Close()
+		return fmt.Errorf("opening image %.12s: %w", info.Key, err)
+	}
+	return nil
+}
+
+// metaReader reads the mapped metadata, and the superblock from the file.
+type metaReader struct {
+	m   []byte
+	off int64
+	f   *os.File
+}
+
+func (r *metaReader) ReadAt(p []byte, off int64) (int, error) {
+	if off < r.off {
+		return r.f.ReadAt(p, off)
+	}
+	off -= r.off
+	if off >= int64(len(r.m)) {
+		return 0, io.EOF
+	}
+	n := copy(p, r.m[off:])
+	if n < len(p) {
+		return n, io.EOF
+	}
+	return n, nil
+}
+
+// Key, Size, Meta and File tell what is read. The file is open for reading only.
+
+func (im *Image) Key() store.Key     { return im.key }
+func (im *Image) Size() int64        { return im.v.Info.Size }
+func (im *Image) Meta() *erofs.Image { return im.meta }
+func (im *Image) File() *os.File     { return im.v.File() }
+
+// Complete tells whether nothing is missing any more.
+func (im *Image) Complete() bool { return im.v.Complete() }
+
+// ReadAt reads the image, waiting for what is missing until ctx ends.
+func (im *Image) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
+	n := int64(len(p))
+	if n == 0 {
+		return 0, nil
+	}
+	if off < 0 || off > im.Size()-n {
+		return 0, io.EOF
+	}
+	if !im.v.Has(off, n) {
+		if err := im.need(ctx, off, n); err != nil {
+			return 0, err
+		}
+	}
+	return im.v.File().ReadAt(p, off)
+}
+
+// ReadFd gives a descriptor and an offset where these bytes lie, if they are all present.
+func (im *Image) ReadFd(off int64, n int) (fd uintptr, fdOff int64, ok bool) {
+	if n <= 0 || off < 0 || off > im.Size()-int64(n) || !im.v.Has(off, int64(n)) {
+		return 0, 0, false
+	}
+	return im.v.File().Fd(), off, true
+}
+
+func (im *Image) need(ctx context.Context, off, n int64) error {
+	for wait := 20 * time.Millisecond; ; wait = min(2*wait, time.Second) {
+		err := im.c.Need(ctx, im.key, off, n)
+		if err == nil && !im.v.Has(off, n) {
+			return fmt.Errorf("reading image %.12s: the daemon says bytes at %d are present, the map does not", im.key, off)
+		}
+		if err == nil || ctx.Err() != nil || !errors.Is(err, daemon.ErrGone) {
+			return err
+		}
+		t := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+			t.Stop()
+			return context.Cause(ctx)
+		case <-t.C:
+		}
+		if im.v.Has(off, n) {
+			return nil
+		}
+	}
+}
+
+// keepLease holds the lease, and takes it anew from the daemon's successor when the daemon ends.
+func (im *Image) keepLease(ctx context.Context, lease io.ReadCloser) {
+	for {
+		stop := context.AfterFunc(ctx, func() { lease.Close() })
+		io.Copy(io.Discard, lease)
+		stop()
+		lease.Close()
+		for wait := 50 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
+			t := time.NewTimer(wait)
+			select {
+			case <-ctx.Done():
+				t.Stop()
+				return
+			case <-t.C:
+			}
+			// a complete image needs no daemon: it is only asked again when one runs anyway
+			if !im.Complete() {
+				im.c.Ensure(ctx)
+			}
+			l, err := im.c.Lease(ctx, im.key, im.who, im.fill)
+			if err == nil {
+				lease = l
+				break
+			}
+		}
+	}
+}
+
+// Close gives up the lease and closes the image. No other method may be running.
+func (im *Image) Close() error {
+	im.cancel()
+	im.leased.Wait()
+	return errors.Join(unix.Munmap(im.mapped), im.v.Close())
+}

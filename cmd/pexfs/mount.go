@@ -1,0 +1,173 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/exec"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/pexfs/pex/cmd/internal/cli"
+	"github.com/pexfs/pex/cmd/internal/daemon"
+	"github.com/pexfs/pex/cmd/internal/view"
+	"github.com/pexfs/pex/fusefs"
+)
+
+// viewSpec is what a view is told: everything it needs, so that it never asks for more.
+type viewSpec struct {
+	Opened     daemon.Opened `json:"opened"`
+	Dir        string        `json:"dir"`
+	Source     string        `json:"source"`
+	Fill       bool          `json:"fill"`
+	AllowOther bool          `json:"allowOther"`
+	Debug      bool          `json:"debug"`
+}
+
+func mountCommand(cacheDir *string) *cobra.Command {
+	var platform string
+	var noFill, foreground, allowOther, insecure, debug, quiet bool
+	cmd := &cobra.Command{
+		Use:   "mount REF DIR",
+		Short: "Show an image as a folder",
+		Long: `Mount shows the image REF on the folder DIR, read-only, as soon as its layers' tables of contents are known;
+what is read is fetched then, and the rest in the background. REF is a name as docker takes it
+(python:3.12, host:port/name:tag, name@sha256:…), or oci:FOLDER[:TAG].`,
+		Args: cobra.ExactArgs(2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			dir := args[1]
+			if st, err := os.Stat(dir); err != nil {
+				return fmt.Errorf("mounting: %w", err)
+			} else if !st.IsDir() {
+				return fmt.Errorf("mounting on %s: not a directory", dir)
+			}
+			c, opened, err := cli.Open(cmd.Context(), "pexfs", args[0], cli.OpenOptions{CacheDir: *cacheDir, Platform: platform, Fill: !noFill, Insecure: insecure, Quiet: quiet})
+			if err != nil {
+				return err
+			}
+			s := viewSpec{Opened: *opened, Dir: strings.TrimPrefix(cli.MountUser(dir), "mount "), Source: opened.Ref, Fill: !noFill, AllowOther: allowOther, Debug: debug}
+			if foreground {
+				return serveView(cmd.Context(), c, s, func() {})
+			}
+			return startView(cmd.Context(), *cacheDir, s)
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&platform, "platform", "", "of an image for several: os/arch[/variant] (default this machine's)")
+	f.BoolVar(&noFill, "no-fill", false, "fetch only what is read, nothing in the background")
+	f.BoolVar(&foreground, "foreground", false, "serve the mount in this process, until it is unmounted or interrupted")
+	f.BoolVar(&allowOther, "allow-other", false, "let other users enter, with the image's permissions enforced")
+	f.BoolVar(&insecure, "insecure", false, "permit plain HTTP to a registry that is not on this machine")
+	f.BoolVarP(&quiet, "quiet", "q", false, "no progress")
+	f.BoolVar(&debug, "debug", false, "log every request (with --foreground)")
+	return cmd
+}
+
+// startView starts a view in a process of its own and waits until it serves or fails.
+func startView(ctx context.Context, cacheDir string, s viewSpec) error {
+	spec, err := json.Marshal(s)
+	if err != nil {
+		return err
+	}
+	exe, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	r, w, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	cmd := exec.Command(exe, "view", "--cache-dir", cacheDir)
+	cmd.Stdin = strings.NewReader(string(spec))
+	cmd.ExtraFiles = []*os.File{w}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	err = cmd.Start()
+	w.Close()
+	if err != nil {
+		return fmt.Errorf("starting the view: %w", err)
+	}
+	stop := context.AfterFunc(ctx, func() { cmd.Process.Signal(syscall.SIGTERM) })
+	defer stop()
+	b, err := io.ReadAll(r)
+	if err != nil {
+		return err
+	}
+	if string(b) == viewServes {
+		return nil
+	}
+	e := new(daemon.Error)
+	if json.Unmarshal(b, e) == nil && e.Text != "" {
+		return e
+	}
+	return fmt.Errorf("the view ended: %v", cmd.Wait())
+}
+
+// viewServes is what a view says when its mount can be used. Else it says a daemon.Error.
+const viewServes = "serves\n"
+
+func viewCommand(cacheDir *string) *cobra.Command {
+	return &cobra.Command{
+		Use: "view", Hidden: true, Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			ready := os.NewFile(3, "ready")
+			syscall.CloseOnExec(3)
+			var s viewSpec
+			if err := json.NewDecoder(os.Stdin).Decode(&s); err != nil {
+				return fmt.Errorf("reading the view's task: %w", err)
+			}
+			c, err := daemon.NewClient(*cacheDir)
+			if err == nil {
+				signal.Ignore(syscall.SIGHUP, syscall.SIGPIPE, syscall.SIGINT)
+				err = serveView(cmd.Context(), c, s, func() {
+					io.WriteString(ready, viewServes)
+					ready.Close()
+				})
+			}
+			if err != nil {
+				e := &daemon.Error{Text: err.Error()}
+				if errors.Is(err, fusefs.ErrNoFUSE) {
+					e.Hint = "load the fuse module; to mount as an ordinary user, install fuse3"
+				}
+				json.NewEncoder(ready).Encode(e)
+			}
+			return err
+		},
+	}
+}
+
+// serveView mounts and serves until the mount ends. The end of ctx unmounts, if nobody uses the mount.
+func serveView(ctx context.Context, c *daemon.Client, s viewSpec, ready func()) error {
+	im, err := view.Attach(context.WithoutCancel(ctx), c, &s.Opened, view.Options{Who: "mount " + s.Dir, Fill: s.Fill})
+	if err != nil {
+		return err
+	}
+	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
+	srv, err := fusefs.Mount(fusefs.New(im.Meta(), im, fusefs.Options{Log: log}), s.Dir, fusefs.MountOptions{Source: s.Source, AllowOther: s.AllowOther, Debug: s.Debug})
+	if err != nil {
+		return errors.Join(err, im.Close())
+	}
+	ready()
+	stop := context.AfterFunc(ctx, func() {
+		if err := srv.Unmount(); err != nil {
+			log.Warn("unmounting", "dir", s.Dir, "err", err)
+		}
+	})
+	defer stop()
+	srv.Wait()
+	return im.Close()
+}
+
+func umountCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "umount DIR", Aliases: []string{"unmount"}, Short: "End a mount (umount(8) and fusermount3 -u do the same)", Args: cobra.ExactArgs(1),
+		RunE: func(_ *cobra.Command, args []string) error { return fusefs.Unmount(args[0]) },
+	}
+}

@@ -1,0 +1,6 @@
+package main
+
+import "github.com/spf13/cobra"
+
+func registryCommand() *cobra.Command { return &cobra.Command{Use: "registry"} }
+func convertCommand() *cobra.Command  { return &cobra.Command{Use: "convert"} }

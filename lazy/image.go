@@ -1,0 +1,423 @@
+package lazy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"sync/atomic"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/types"
+
+	"github.com/pexfs/pex/lazy/layer"
+	"github.com/pexfs/pex/lazy/store"
+)
+
+// Image is an image of the cache that may still be filling.
+type Image struct {
+	c    *Cache
+	file *store.Image
+	plan *plan // nil of an image that was sealed when it was opened
+
+	// clones are contents that another image of the cache holds. Fixed after newImage.
+	clones map[int]clone // by extent
+	others []*store.Image
+
+	fetched atomic.Int64 // compressed bytes asked of the network since the daemon runs
+	filling atomic.Bool
+	jobs    sync.WaitGroup
+
+	mu     sync.Mutex      // guards what follows; never held over I/O
+	repo   Repo            // nil until somebody names where to fetch from
+	done   []bool          // chunks written by this process
+	parts  map[int64]int64 // blocks shared by chunks: bytes written so far, by offset
+	jobsOf map[int]*job    // chunks being fetched
+	err    error           // why the filler gave up, for status
+}
+
+type clone struct {
+	from *store.Image
+	off  int64
+}
+
+// Info, State and counters for status.
+
+func (im *Image) Info() store.Info   { return im.file.Info }
+func (im *Image) State() store.State { return im.file.State() }
+func (im *Image) Present() int64     { return im.file.Present() }
+func (im *Image) Fetched() int64     { return im.fetched.Load() }
+func (im *Image) Filling() bool      { return im.filling.Load() }
+func (im *Image) Dir() string        { return im.file.Dir() }
+func (im *Image) Root() string       { return im.file.Root() }
+
+// Err is why the filler stopped before the end, or nil.
+func (im *Image) Err() error {
+	im.mu.Lock()
+	defer im.mu.Unlock()
+	return im.err
+}
+
+// LayerProgress is how much of what the image shows of a layer is there, in bytes.
+type LayerProgress struct{ Visible, Present int64 }
+
+// Layers tells the progress of each layer, bottom first; nothing of an image that was sealed when it was opened.
+func (im *Image) Layers() []LayerProgress {
+	if im.plan == nil {
+		return nil
+	}
+	all := make([]LayerProgress, len(im.file.Info.Layers))
+	for i := range im.plan.extents {
+		e := im.plan.extent(i)
+		l := &all[e.layer]
+		l.Visible += e.size
+		if im.file.Has(e.off, e.size) {
+			l.Present += e.size
+		}
+	}
+	return all
+}
+
+// HasRepo tells whether the image knows where to fetch from.
+func (im *Image) HasRepo() bool {
+	im.mu.Lock()
+	defer im.mu.Unlock()
+	return im.repo != nil
+}
+
+// SetRepo says where missing chunks are fetched from; the latest holds.
+func (im *Image) SetRepo(r Repo) { im.setRepo(r) }
+
+func (im *Image) setRepo(r Repo) {
+	im.mu.Lock()
+	im.repo = r
+	im.mu.Unlock()
+}
+
+// findClones looks up missing contents in other images of the cache.
+func (c *Cache) findClones(im *Image) error {
+	want := make(map[layer.Key]bool)
+	for i := range im.plan.extents {
+		if e := im.plan.extent(i); !im.file.Has(e.off, e.size) {
+			want[e.key] = true
+		}
+	}
+	if len(want) == 0 {
+		return nil
+	}
+	found := make(map[layer.Key]clone)
+	err := c.holders(want, im.file.Info.Key, func(k layer.Key, from *store.Image, e extent) bool {
+		found[k] = clone{from, e.off}
+		if n := len(im.others); n == 0 || im.others[n-1] != from {
+			im.others = append(im.others, from)
+		}
+		return true
+	})
+	if err != nil {
+		im.closeClones()
+		return err
+	}
+	im.clones = make(map[int]clone, len(found))
+	for i := range im.plan.extents {
+		if e := im.plan.extent(i); want[e.key] {
+			if cl, ok := found[e.key]; ok {
+				im.clones[i] = cl
+			}
+		}
+	}
+	return nil
+}
+
+func (im *Image) closeClones() {
+	for _, o := range im.others {
+		o.Close()
+	}
+	im.others = nil
+}
+
+// Need makes the n bytes from off on present, fetching what is missing before any filler's work. Its error tells why it
+// can't: the network's, blob.ErrDigestMismatch, a full disk, or ctx's.
+func (im *Image) Need(ctx context.Context, off, n int64) error {
+	size := im.file.Info.Size
+	if off < 0 || n <= 0 || off > size-n {
+		return fmt.Errorf("range %d+%d is outside image %s of %d bytes", off, n, im.file.Info.Key, size)
+	}
+	if im.file.Has(off, n) {
+		return nil
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, im.c.opts.ReadTimeout, fmt.Errorf("no data for %v", im.c.opts.ReadTimeout))
+	defer cancel()
+	im.c.readers.Add(1)
+	defer im.c.readers.Add(-1)
+	var chunks []int
+	for i := im.plan.find(off / store.BlockSize * store.BlockSize); i < im.plan.extents; i++ {
+		e := im.plan.extent(i)
+		if e.off >= off+n {
+			break
+		}
+		if im.file.Has(e.off, e.size) {
+			continue
+		}
+		if _, ok := im.clones[i]; ok {
+			if err := im.copyClone(ctx, i, e); err != nil {
+				return err
+			}
+			continue
+		}
+		// whole blocks count, so a chunk that ends in the first block wanted is wanted too
+		from, to := max(off/store.BlockSize*store.BlockSize, e.off)-e.off, min((off+n+store.BlockSize-1)/store.BlockSize*store.BlockSize, e.off+e.size)-e.off
+		for k := im.plan.chunkAt(e, from); k < int(e.first+e.chunks) && im.plan.chunk(k).Off < to; k++ {
+			if !im.hasChunk(e, k) {
+				chunks = append(chunks, i, k)
+			}
+		}
+	}
+	return im.fetchAll(ctx, chunks)
+}
+
+// hasChunk tells whether a chunk was written, by this process or an earlier one.
+func (im *Image) hasChunk(e extent, k int) bool {
+	ch := im.plan.chunk(k)
+	if im.file.Has(e.off+ch.Off, ch.Size) {
+		return true
+	}
+	im.mu.Lock()
+	defer im.mu.Unlock()
+	return im.done[k]
+}
+
+// copyClone takes a content from another image.
+func (im *Image) copyClone(ctx context.Context, i int, e extent) error {
+	_, _, err := im.join(ctx, -1-i, func(ctx context.Context, j *job) error {
+		cl := im.clones[i]
+		return im.file.Clone(e.off, cl.from.File(), cl.off, e.size, cl.from.Leaves(cl.off, e.size))
+	})
+	return err
+}
+
+// job is a fetch of neighbouring chunks of a layer. Everybody who wants one of them waits for it; its context ends with
+// the last of them.
+type job struct {
+	cancel  context.CancelFunc
+	waiters int
+	end     chan struct{}
+	err     error
+	got     map[int]chan struct{} // by chunk, closed when it was written
+}
+
+// join waits for the job that has key, starting it by work where there is none; it returns as soon as the job has got key.
+func (im *Image) join(ctx context.Context, key int, work func(context.Context, *job) error, more ...int) (started bool, j *job, err error) {
+	im.mu.Lock()
+	j = im.jobsOf[key]
+	if j == nil {
+		started = true
+		wctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+		j = &job{cancel: cancel, end: make(chan struct{}), got: map[int]chan struct{}{key: make(chan struct{})}}
+		im.jobsOf[key] = j
+		for _, k := range more {
+			if im.jobsOf[k] == nil {
+				im.jobsOf[k] = j
+				j.got[k] = make(chan struct{})
+			}
+		}
+		im.jobs.Add(1)
+		go func() {
+			defer im.jobs.Done()
+			err := work(wctx, j)
+			cancel()
+			im.mu.Lock()
+			j.err = err
+			for k := range j.got {
+				if im.jobsOf[k] == j {
+					delete(im.jobsOf, k)
+				}
+			}
+			im.mu.Unlock()
+			close(j.end)
+		}()
+	}
+	j.waiters++
+	got := j.got[key]
+	im.mu.Unlock()
+	defer func() {
+		im.mu.Lock()
+		if j.waiters--; j.waiters == 0 {
+			j.cancel()
+		}
+		im.mu.Unlock()
+	}()
+	select {
+	case <-got:
+		return started, j, nil
+	case <-j.end:
+		return started, j, j.err
+	case <-ctx.Done():
+		return started, j, context.Cause(ctx)
+	}
+}
+
+// Fetches of neighbouring chunks are merged up to fetchMax compressed bytes over gaps of at most fetchGap.
+const (
+	fetchMax = 4 << 20
+	fetchGap = 64 << 10
+	fetchers = 8 // at once for one Need
+)
+
+// run is the work of one job: chunks of one layer in the order of their places in its blob. ext and chunk go together.
+type run struct {
+	ext, chunk []int
+	layer      uint32
+	start, end int64
+}
+
+// runs groups pairs of (extent, chunk) into fetches.
+func (im *Image) runs(pairs []int) []run {
+	var all []run
+	for i := 0; i < len(pairs); i += 2 {
+		e, ch := im.plan.extent(pairs[i]), im.plan.chunk(pairs[i+1])
+		if n := len(all); n > 0 {
+			r := &all[n-1]
+			if r.layer == e.layer && ch.Start >= r.start && ch.Start <= r.end+fetchGap && max(ch.End, r.end)-r.start <= fetchMax {
+				r.ext, r.chunk, r.end = append(r.ext, pairs[i]), append(r.chunk, pairs[i+1]), max(r.end, ch.End)
+				continue
+			}
+		}
+		all = append(all, run{[]int{pairs[i]}, []int{pairs[i+1]}, e.layer, ch.Start, ch.End})
+	}
+	return all
+}
+
+// fetchAll fetches these chunks, or waits for those that are being fetched.
+func (im *Image) fetchAll(ctx context.Context, pairs []int) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var wg sync.WaitGroup
+	slots := make(chan struct{}, fetchers)
+	for _, r := range im.runs(pairs) {
+		slots <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-slots }()
+			if err := im.fetch(ctx, r); err != nil {
+				cancel(err)
+			}
+		})
+	}
+	wg.Wait()
+	return context.Cause(ctx)
+}
+
+// fetch waits until every chunk of r was written, by jobs of its own or of others.
+func (im *Image) fetch(ctx context.Context, r run) error {
+	for i, k := range r.chunk {
+		for tries := 0; !im.hasChunk(im.plan.extent(r.ext[i]), k); tries++ {
+			started, _, err := im.join(ctx, k, func(ctx context.Context, j *job) error { return im.fetchRun(ctx, r, j) }, r.chunk[i+1:]...)
+			if err == nil {
+				break
+			}
+			// another's job that was given up is no reason to fail
+			if started || ctx.Err() != nil || !errors.Is(err, context.Canceled) || tries > 100 {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// fetchRun fetches those chunks of r that j has taken over.
+func (im *Image) fetchRun(ctx context.Context, r run, j *job) error {
+	var ext, nums []int
+	var chunks []layer.Chunk
+	for i, k := range r.chunk {
+		if _, mine := j.got[k]; mine && !im.hasChunk(im.plan.extent(r.ext[i]), k) {
+			ext, nums, chunks = append(ext, r.ext[i]), append(nums, k), append(chunks, im.plan.chunk(k))
+		}
+	}
+	if len(nums) == 0 {
+		return nil
+	}
+	im.mu.Lock()
+	repo := im.repo
+	im.mu.Unlock()
+	if repo == nil {
+		return fmt.Errorf("image %s: nobody has said where to fetch it from", im.file.Info.Key)
+	}
+	ly := im.file.Info.Layers[r.layer]
+	digest, err := v1.NewHash(ly.Digest)
+	if err != nil {
+		return err
+	}
+	start, end := chunks[0].Start, chunks[0].End
+	for _, ch := range chunks {
+		start, end = min(start, ch.Start), max(end, ch.End)
+	}
+	src := repo.Blob(v1.Descriptor{Digest: digest, Size: ly.Size, MediaType: types.MediaType(ly.MediaType)})
+	rd, err := src.Fetch(ctx, start, end-start)
+	if err != nil {
+		return fmt.Errorf("fetching from layer %s: %w", ly.Digest, err)
+	}
+	defer rd.Close()
+	im.fetched.Add(end - start)
+	err = layer.ReadChunks(ctx, layer.Format(ly.Format), io.Reader(rd), start, chunks, func(i int, p []byte) error {
+		if err := im.place(im.plan.extent(ext[i]), nums[i], chunks[i], p); err != nil {
+			return err
+		}
+		close(j.got[nums[i]])
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("reading layer %s: %w", ly.Digest, err)
+	}
+	return nil
+}
+
+// place writes a verified chunk. Blocks that it shares with its neighbours become present with the last of them.
+func (im *Image) place(e extent, k int, ch layer.Chunk, p []byte) error {
+	const block = store.BlockSize
+	off, end := e.off+ch.Off, e.off+ch.Off+ch.Size
+	last := end == e.off+e.size // the rest of the last block is padding
+	whole0, whole1 := (off+block-1)/block*block, end/block*block
+	if last {
+		whole1 = end
+	}
+	if whole0 < whole1 {
+		if err := im.file.Put(whole0, p[whole0-off:whole1-off]); err != nil {
+			return err
+		}
+	}
+	if err := im.part(e, off, min(whole0, end), p); err != nil {
+		return err
+	}
+	if !last && whole1 >= whole0 {
+		if err := im.part(e, whole1, end, p[whole1-off:]); err != nil {
+			return err
+		}
+	}
+	im.mu.Lock()
+	im.done[k] = true
+	im.mu.Unlock()
+	return nil
+}
+
+// part writes bytes [off, end) of a block, all of one block and not all of it.
+func (im *Image) part(e extent, off, end int64, p []byte) error {
+	if off >= end {
+		return nil
+	}
+	if err := im.file.PutPart(off, p[:end-off]); err != nil {
+		return err
+	}
+	at := off / store.BlockSize * store.BlockSize
+	want := min(store.BlockSize, e.off+e.size-at)
+	im.mu.Lock()
+	im.parts[at] += end - off
+	full := im.parts[at] == want
+	if full {
+		delete(im.parts, at)
+	}
+	im.mu.Unlock()
+	if full {
+		return im.file.FinishBlock(at)
+	}
+	return nil
+}

@@ -1,0 +1,172 @@
+// Package lazy opens container images so that they can be read before they are downloaded.
+//
+// An image is opened in steps: its layers' entries are got (a table of contents where the manifest vouches for one, else
+// the whole layer, streamed), merged to one tree, and laid out as an EROFS image in the cache, metadata complete and
+// contents missing. From then on a read asks for the blocks it needs (Image.Need), a filler fetches the rest behind
+// the readers (Image.Fill), and when nothing is missing the file is sealed. What a byte of content is, the manifest's
+// digest decides: manifest, then TOC, then chunk; or manifest, then layer and diffID. Nothing unverified is written.
+//
+// One Cache works on a cache folder at a time (store.Store.Lock). Its methods and an Image's may be called concurrently.
+// No lock is held over I/O.
+package lazy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+
+	"github.com/pexfs/pex/lazy/blob"
+	"github.com/pexfs/pex/lazy/layer"
+	"github.com/pexfs/pex/lazy/store"
+)
+
+// Repo is where an image's manifest and blobs come from.
+type Repo interface {
+	// Resolve gives the descriptor of what the reference names: a manifest or an index.
+	Resolve(ctx context.Context) (v1.Descriptor, error)
+	// Manifest reads a manifest, an index or a config whole and verifies it against its descriptor.
+	Manifest(ctx context.Context, d v1.Descriptor) ([]byte, error)
+	// Blob gives ranges of a blob. It does no I/O itself.
+	Blob(d v1.Descriptor) blob.Source
+}
+
+// Event tells a watcher how far an opening is.
+type Event struct {
+	Stage string `json:"stage"`           // "resolving", "reading layers", "laying out", "copying", "warning"
+	Bytes int64  `json:"bytes,omitempty"` // so far, of all layers in this stage
+	Total int64  `json:"total,omitempty"` // 0 where it isn't known
+	Text  string `json:"text,omitempty"`  // of a warning; what is awaited
+}
+
+// Options of a Cache.
+type Options struct {
+	Limits layer.Limits // of layers that are streamed
+	Log    *slog.Logger // nil: none
+	// ReadTimeout bounds the time one Need waits for the network; 0 is 60 s.
+	ReadTimeout time.Duration
+}
+
+// Cache opens images into one cache folder.
+type Cache struct {
+	st   *store.Store
+	opts Options
+	log  *slog.Logger
+
+	opening flights[string, *Image]   // by manifest digest
+	scans   flights[string, *scanned] // by layer digest and kind
+	readers atomic.Int64              // Needs that wait for the network: the fillers yield to them
+	mu      sync.Mutex                // guards what follows
+	images  map[store.Key]*Image      // open for filling
+	using   map[string]int            // layers whose spools openings use, by digest in hex
+}
+
+// NewCache works on st, whose lock the caller holds.
+func NewCache(st *store.Store, o Options) *Cache {
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.ReadTimeout == 0 {
+		o.ReadTimeout = time.Minute
+	}
+	return &Cache{st: st, opts: o, log: o.Log, images: make(map[store.Key]*Image), using: make(map[string]int)}
+}
+
+// Close waits for fillers that the caller has ended and closes every image.
+func (c *Cache) Close() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var errs []error
+	for k, im := range c.images {
+		im.jobs.Wait()
+		im.closeClones()
+		errs = append(errs, im.file.Close())
+		delete(c.images, k)
+	}
+	return errors.Join(errs...)
+}
+
+// Image gives an image of the cache, to be filled from repo (which may be set later: SetRepo). The error wraps
+// store.ErrNotCached where there is none.
+func (c *Cache) Image(ctx context.Context, k store.Key) (*Image, error) {
+	return c.opening.do(ctx, "image "+string(k), func(ctx context.Context) (*Image, error) { return c.load(ctx, k) })
+}
+
+func (c *Cache) load(ctx context.Context, k store.Key) (*Image, error) {
+	c.mu.Lock()
+	im := c.images[k]
+	c.mu.Unlock()
+	if im != nil {
+		return im, nil
+	}
+	f, err := c.st.Image(ctx, k)
+	if err != nil {
+		return nil, err
+	}
+	im, err = c.newImage(f)
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if other := c.images[k]; other != nil {
+		im.closeClones()
+		return other, f.Close()
+	}
+	c.images[k] = im
+	return im, nil
+}
+
+func (c *Cache) newImage(f *store.Image) (*Image, error) {
+	im := &Image{c: c, file: f, jobsOf: make(map[int]*job)}
+	if f.State() == store.Sealed {
+		return im, nil
+	}
+	b, err := f.Plan()
+	if err != nil {
+		return nil, err
+	}
+	if im.plan, err = readPlan(b, f.Info.Size, len(f.Info.Layers)); err != nil {
+		return nil, fmt.Errorf("opening image %s: %w", f.Info.Key, err)
+	}
+	// what came with a streamed layer can't be fetched by itself
+	for i := range im.plan.extents {
+		if e := im.plan.extent(i); e.chunks == 0 && !f.Has(e.off, e.size) {
+			return nil, fmt.Errorf("%w: contents of streamed layers are missing in image %s", errPlan, f.Info.Key)
+		}
+	}
+	im.parts = make(map[int64]int64)
+	im.done = make([]bool, im.plan.chunks)
+	return im, c.findClones(im)
+}
+
+// Remove takes an image out of the cache. The caller knows that nobody uses it.
+func (c *Cache) Remove(k store.Key) error {
+	c.mu.Lock()
+	im := c.images[k]
+	delete(c.images, k)
+	c.mu.Unlock()
+	if im != nil {
+		im.jobs.Wait()
+		im.closeClones()
+		if err := im.file.Close(); err != nil {
+			return err
+		}
+	}
+	return c.st.RemoveImage(k)
+}
+
+// Store is the cache folder.
+func (c *Cache) Store() *store.Store { return c.st }
+
+// Open images, for status.
+func (c *Cache) Loaded(k store.Key) *Image {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.images[k]
+}

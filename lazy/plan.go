@@ -1,0 +1,133 @@
+package lazy
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math"
+	"sort"
+
+	"github.com/pexfs/pex/lazy/layer"
+)
+
+// A plan says where an image's contents lie and which chunks of which layers they are made from. It is kept beside the
+// image, so that filling goes on after a restart with nothing fetched but chunks. Little endian:
+//
+//	magic, counts of extents and chunks (8 bytes each)
+//	extents, ascending offset: offset, size, key, first chunk, number of chunks, layer   (64 bytes each)
+//	chunks: offset in the content, size, start, end, inner offset, digest               (72 bytes each)
+//	SHA-256 of all before it
+const (
+	planMagic  = "pexplan1"
+	planHeader = 24
+	extentSize = 64
+	chunkSize  = 72
+)
+
+// extent is the place of one content in the image.
+type extent struct {
+	off, size     int64
+	key           layer.Key
+	first, chunks uint32
+	layer         uint32 // index in the image's layers, bottom first
+}
+
+type plan struct {
+	b       []byte
+	extents int
+	chunks  int
+}
+
+var errPlan = errors.New("the image's plan is damaged")
+
+type planWriter struct {
+	extents, chunks []byte
+	n               int
+}
+
+func (w *planWriter) add(off, size int64, key layer.Key, ly int, chunks []layer.Chunk) {
+	le := binary.LittleEndian
+	b := w.extents
+	b = le.AppendUint64(b, uint64(off))
+	b = le.AppendUint64(b, uint64(size))
+	b = append(b, key[:]...)
+	b = le.AppendUint32(b, uint32(len(w.chunks)/chunkSize))
+	b = le.AppendUint32(b, uint32(len(chunks)))
+	b = le.AppendUint64(b, uint64(ly))
+	w.extents = b
+	c := w.chunks
+	for _, ch := range chunks {
+		for _, v := range [...]int64{ch.Off, ch.Size, ch.Start, ch.End, ch.Inner} {
+			c = le.AppendUint64(c, uint64(v))
+		}
+		c = append(c, ch.Digest[:]...)
+	}
+	w.chunks = c
+}
+
+func (w *planWriter) bytes() []byte {
+	le := binary.LittleEndian
+	b := make([]byte, 0, planHeader+len(w.extents)+len(w.chunks)+sha256.Size)
+	b = append(b, planMagic...)
+	b = le.AppendUint64(b, uint64(len(w.extents)/extentSize))
+	b = le.AppendUint64(b, uint64(len(w.chunks)/chunkSize))
+	b = append(append(b, w.extents...), w.chunks...)
+	h := sha256.Sum256(b)
+	return append(b, h[:]...)
+}
+
+// readPlan checks a plan of an image of size bytes with n layers.
+func readPlan(b []byte, size int64, n int) (*plan, error) {
+	le := binary.LittleEndian
+	if len(b) < planHeader+sha256.Size || string(b[:8]) != planMagic {
+		return nil, errPlan
+	}
+	body := b[:len(b)-sha256.Size]
+	if sha256.Sum256(body) != [32]byte(b[len(body):]) {
+		return nil, errPlan
+	}
+	ne, nc := le.Uint64(b[8:]), le.Uint64(b[16:])
+	if ne > math.MaxInt32 || nc > math.MaxInt32 || uint64(len(body)) != planHeader+ne*extentSize+nc*chunkSize {
+		return nil, errPlan
+	}
+	p := &plan{b: b, extents: int(ne), chunks: int(nc)}
+	end := int64(0)
+	for i := range p.extents {
+		e := p.extent(i)
+		if e.off < end || e.size <= 0 || e.size > size || e.off > size-e.size || uint64(e.first)+uint64(e.chunks) > nc || int(e.layer) >= n {
+			return nil, fmt.Errorf("%w: extent %d", errPlan, i)
+		}
+		end = e.off + e.size
+	}
+	return p, nil
+}
+
+func (p *plan) extent(i int) extent {
+	le := binary.LittleEndian
+	b := p.b[planHeader+i*extentSize:][:extentSize]
+	return extent{
+		off: int64(le.Uint64(b)), size: int64(le.Uint64(b[8:])), key: layer.Key(b[16:48]),
+		first: le.Uint32(b[48:]), chunks: le.Uint32(b[52:]), layer: uint32(le.Uint64(b[56:])),
+	}
+}
+
+func (p *plan) chunk(i int) layer.Chunk {
+	le := binary.LittleEndian
+	b := p.b[planHeader+p.extents*extentSize+i*chunkSize:][:chunkSize]
+	return layer.Chunk{
+		Off: int64(le.Uint64(b)), Size: int64(le.Uint64(b[8:])), Start: int64(le.Uint64(b[16:])), End: int64(le.Uint64(b[24:])),
+		Inner: int64(le.Uint64(b[32:])), Digest: [32]byte(b[40:72]),
+	}
+}
+
+// find gives the first extent that ends after off.
+func (p *plan) find(off int64) int {
+	return sort.Search(p.extents, func(i int) bool { e := p.extent(i); return e.off+e.size > off })
+}
+
+// chunkAt gives the first chunk of e that ends after the content offset off.
+func (p *plan) chunkAt(e extent, off int64) int {
+	n := sort.Search(int(e.chunks), func(i int) bool { c := p.chunk(int(e.first) + i); return c.Off+c.Size > off })
+	return int(e.first) + n
+}

@@ -1,0 +1,270 @@
+package registry
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"mime"
+	"net/http"
+	"net/url"
+	"strings"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/types"
+
+	"github.com/pexfs/pex/lazy/blob"
+)
+
+// maxManifest is the largest manifest, index or configuration that is read, in bytes. Registries are asked to accept
+// manifests of 4 MiB by the distribution specification; configurations have no limit there.
+const maxManifest = 8 << 20
+
+// ErrUnsupported is wrapped where the registry has something that isn't an image of a kind this package knows.
+var ErrUnsupported = errors.New("unsupported kind of image")
+
+// accept lists the media types of the manifests and indexes that are understood.
+const accept = string(types.OCIImageIndex) + ", " + string(types.OCIManifestSchema1) + ", " +
+	string(types.DockerManifestList) + ", " + string(types.DockerManifestSchema2)
+
+// Resolve asks the registry what the reference is now: the descriptor of a manifest or an index. It takes one request,
+// whose answer is kept for Manifest.
+func (r *Repo) Resolve(ctx context.Context) (v1.Descriptor, error) {
+	id := r.ref.Identifier()
+	what := "manifest " + id
+	var found root
+	err := r.retry.Do(ctx, func(ctx context.Context, alive func()) error {
+		resp, err := r.get(ctx, what, "manifests", id, accept)
+		if err != nil {
+			return err
+		}
+		defer resp.Body.Close()
+		body, err := readAll(ctx, what, resp, maxManifest, alive)
+		if err != nil {
+			return err
+		}
+		desc, err := describe(body, resp.Header)
+		if err != nil {
+			return &Error{What: what, URL: redact(resp.Request.URL), err: err}
+		}
+		found = root{desc, body}
+		return nil
+	})
+	if err != nil {
+		return v1.Descriptor{}, fmt.Errorf("resolving %s: %w", r.ref.Name(), err)
+	}
+	if d, ok := r.ref.(name.Digest); ok {
+		h, err := v1.NewHash(d.DigestStr())
+		if err == nil {
+			err = verify(found.body, h)
+		}
+		if err != nil {
+			return v1.Descriptor{}, fmt.Errorf("resolving %s: %w", r.ref.Name(), err)
+		}
+		found.desc.Digest = h
+	}
+	r.mu.Lock()
+	r.root = found
+	r.mu.Unlock()
+	return found.desc, nil
+}
+
+// Manifest is the manifest, index or configuration d describes, verified against its digest and size. More than 8 MiB
+// are refused. The result must not be changed.
+func (r *Repo) Manifest(ctx context.Context, d v1.Descriptor) ([]byte, error) {
+	if err := checkDescriptor(d); err != nil {
+		return nil, err
+	}
+	if d.Size > maxManifest {
+		return nil, fmt.Errorf("getting %s: it has %d bytes, more than %d", d.Digest, d.Size, maxManifest)
+	}
+	r.mu.Lock()
+	known := r.root
+	r.mu.Unlock()
+	if known.desc.Digest == d.Digest && known.desc.Size == d.Size {
+		return known.body, nil
+	}
+	if int64(len(d.Data)) == d.Size && verify(d.Data, d.Digest) == nil {
+		return d.Data, nil
+	}
+	what, kind, accepted := "blob "+d.Digest.String(), "blobs", ""
+	if d.MediaType.IsImage() || d.MediaType.IsIndex() {
+		what, kind, accepted = "manifest "+d.Digest.String(), "manifests", accept
+	}
+	var body []byte
+	err := r.retry.Do(ctx, func(ctx context.Context, alive func()) error {
+		resp, err := r.get(ctx, what, kind, d.Digest.String(), accepted)
+		if err != nil {
+			return err
+		}
+		defer resp.Body.Close()
+		if body, err = readAll(ctx, what, resp, d.Size, alive); err != nil {
+			return err
+		}
+		if int64(len(body)) != d.Size {
+			err = fmt.Errorf("%w: it has %d bytes, want %d", blob.ErrDigestMismatch, len(body), d.Size)
+		} else {
+			err = verify(body, d.Digest)
+		}
+		if err != nil {
+			return &Error{What: what, URL: redact(resp.Request.URL), err: err}
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return body, nil
+}
+
+// url is where the registry has a manifest or blob. The session replaces the scheme.
+func (r *Repo) url(kind, id string) string {
+	repo := r.session.repo
+	return (&url.URL{Scheme: "https", Host: repo.RegistryStr(), Path: "/v2/" + repo.RepositoryStr() + "/" + kind + "/" + id}).String()
+}
+
+// get asks for a manifest or blob as a whole. The caller closes the body.
+func (r *Repo) get(ctx context.Context, what, kind, id, accept string) (*http.Response, error) {
+	h := http.Header{}
+	if accept != "" {
+		h.Set("Accept", accept)
+	}
+	resp, err := r.do(ctx, what, r.url(kind, id), h)
+	if err != nil {
+		return nil, err
+	}
+	if resp.StatusCode != http.StatusOK {
+		defer discard(resp)
+		return nil, refusal(what, resp, r.session.home(resp.Request.URL))
+	}
+	return resp, nil
+}
+
+// do sends a GET request; the caller judges the status and closes the body.
+func (r *Repo) do(ctx context.Context, what, rawURL string, h http.Header) (*http.Response, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, rawURL, nil)
+	if err != nil {
+		return nil, failure(what, nil, err)
+	}
+	req.Header = h
+	// Blobs are wanted as they are stored: no transport may compress them on the way.
+	req.Header.Set("Accept-Encoding", "identity")
+	resp, err := r.session.client.Do(req)
+	if err != nil {
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		return nil, failure(what, req.URL, err)
+	}
+	return resp, nil
+}
+
+// readAll reads a body of at most limit bytes.
+func readAll(ctx context.Context, what string, resp *http.Response, limit int64, alive func()) ([]byte, error) {
+	if resp.ContentLength > limit {
+		return nil, &Error{What: what, URL: redact(resp.Request.URL),
+			err: fmt.Errorf("it has %d bytes, more than %d", resp.ContentLength, limit)}
+	}
+	var buf bytes.Buffer
+	_, err := io.Copy(&buf, io.LimitReader(&heartbeat{resp.Body, alive}, limit+1))
+	switch {
+	case ctx.Err() != nil:
+		return nil, ctx.Err()
+	case err != nil:
+		return nil, failure(what, resp.Request.URL, err)
+	case int64(buf.Len()) > limit:
+		return nil, &Error{What: what, URL: redact(resp.Request.URL), err: fmt.Errorf("it has more than %d bytes", limit)}
+	}
+	return buf.Bytes(), nil
+}
+
+// heartbeat calls alive after each read that brought something.
+type heartbeat struct {
+	r     io.Reader
+	alive func()
+}
+
+func (h *heartbeat) Read(p []byte) (int, error) {
+	n, err := h.r.Read(p)
+	if n > 0 {
+		h.alive()
+	}
+	return n, err
+}
+
+// describe makes the descriptor of a manifest or index that came by tag.
+func describe(body []byte, h http.Header) (v1.Descriptor, error) {
+	var m struct {
+		SchemaVersion int             `json:"schemaVersion"`
+		MediaType     types.MediaType `json:"mediaType"`
+		Manifests     json.RawMessage `json:"manifests"`
+		Config        json.RawMessage `json:"config"`
+		Layers        json.RawMessage `json:"layers"`
+	}
+	if err := json.Unmarshal(body, &m); err != nil {
+		return v1.Descriptor{}, fmt.Errorf("%w: the manifest is not JSON: %w", ErrUnsupported, err)
+	}
+	said, _, err := mime.ParseMediaType(h.Get("Content-Type"))
+	if err != nil {
+		said = ""
+	}
+	mt := types.MediaType(said)
+	switch {
+	case mt.IsImage() || mt.IsIndex():
+		if m.MediaType != "" && m.MediaType != mt {
+			return v1.Descriptor{}, fmt.Errorf("%w: a manifest that calls itself %q came as %q", ErrUnsupported,
+				printable(string(m.MediaType)), mt)
+		}
+	case m.MediaType != "":
+		mt = m.MediaType
+	case m.Manifests != nil:
+		mt = types.OCIImageIndex
+	case m.Config != nil:
+		mt = types.OCIManifestSchema1
+	}
+	switch {
+	case m.SchemaVersion == 1 || mt == types.DockerManifestSchema1 || mt == types.DockerManifestSchema1Signed:
+		return v1.Descriptor{}, fmt.Errorf("%w: a manifest of docker's old schema 1", ErrUnsupported)
+	case !mt.IsImage() && !mt.IsIndex():
+		return v1.Descriptor{}, fmt.Errorf("%w: media type %q", ErrUnsupported, printable(string(mt)))
+	case m.Manifests != nil && (m.Layers != nil || m.Config != nil):
+		// Readers disagree on what such a document is (CVE-2021-41190).
+		return v1.Descriptor{}, fmt.Errorf("%w: a manifest that is an index too", ErrUnsupported)
+	}
+	digest, size, err := v1.SHA256(bytes.NewReader(body))
+	if err != nil {
+		return v1.Descriptor{}, err
+	}
+	if claim := h.Get("Docker-Content-Digest"); strings.HasPrefix(claim, "sha256:") && claim != digest.String() {
+		return v1.Descriptor{}, fmt.Errorf("%w: the registry says %s, the manifest is %s", blob.ErrDigestMismatch,
+			printable(claim), digest)
+	}
+	return v1.Descriptor{MediaType: mt, Digest: digest, Size: size}, nil
+}
+
+// verify says whether b has the digest want.
+func verify(b []byte, want v1.Hash) error {
+	h, err := v1.Hasher(want.Algorithm)
+	if err != nil {
+		return err
+	}
+	h.Write(b)
+	if got := fmt.Sprintf("%x", h.Sum(nil)); got != want.Hex {
+		return fmt.Errorf("%w: it is %s:%s, want %s", blob.ErrDigestMismatch, want.Algorithm, got, want)
+	}
+	return nil
+}
+
+// checkDescriptor says whether d can be asked for: its digest becomes a part of a URL.
+func checkDescriptor(d v1.Descriptor) error {
+	if _, err := v1.NewHash(d.Digest.String()); err != nil {
+		return fmt.Errorf("checking descriptor: %w", err)
+	}
+	if d.Size < 0 {
+		return fmt.Errorf("checking descriptor of %s: its size is %d", d.Digest, d.Size)
+	}
+	return nil
+}

@@ -1,0 +1,116 @@
+// Package registry reads images from registries that speak the OCI distribution specification (v1.1) or docker's, its
+// ancestor: manifests, configurations, and ranges of layers. It never writes to one.
+//
+// A Repo authenticates once, however many ask, and again when its token has expired. Credentials go to the registry's
+// own host and to the token server it names, never to a host that it redirects to. Plain HTTP is spoken with loopback
+// addresses and, where Options say so, with other registries; from HTTPS there is no way down to it. All methods may be
+// called concurrently.
+package registry
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/netip"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/authn"
+	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+
+	"github.com/pexfs/pex/lazy/blob"
+	"github.com/pexfs/pex/lazy/ref"
+)
+
+// Options say how to speak with a registry. The zero value is anonymous.
+type Options struct {
+	// Auth is sent to the registry when it asks for it. Clients get it from Credentials.
+	Auth authn.AuthConfig
+	// Transport carries the requests; nil: one from NewTransport. Repos that share one share its connections.
+	Transport http.RoundTripper
+	// Insecure permits plain HTTP. Loopback addresses need no permission.
+	Insecure bool
+	// Retry bounds the attempts at handshakes and manifests. Blobs are not retried here: see blob.Retry.
+	Retry blob.Policy
+	// UserAgent names the program to the registry.
+	UserAgent string
+}
+
+// Repo is one image's repository.
+type Repo struct {
+	ref     name.Reference
+	session *session
+	retry   blob.Policy
+
+	mu   sync.Mutex
+	root root // what Resolve found last
+}
+
+type root struct {
+	desc v1.Descriptor
+	body []byte
+}
+
+// Open prepares to read the image r names. It sends nothing: a registry that is down is noticed by the first request.
+func Open(r ref.Ref, o Options) (*Repo, error) {
+	if r.Transport != ref.Registry || r.Name == nil {
+		return nil, fmt.Errorf("opening %v: not a reference to a registry", r)
+	}
+	return &Repo{ref: r.Name, session: newSession(r.Name.Context(), o), retry: o.Retry}, nil
+}
+
+// NewTransport makes a transport for many range requests to few hosts: HTTP/1.1, since parallel transfers over one
+// HTTP/2 connection share one congestion window, with up to 16 idle connections per host, and never decompressing.
+// Proxies are taken from the environment. Its CloseIdleConnections should be called when it is used no more.
+func NewTransport() *http.Transport {
+	t := http.DefaultTransport.(*http.Transport).Clone()
+	t.Protocols = new(http.Protocols)
+	t.Protocols.SetHTTP1(true)
+	t.ForceAttemptHTTP2 = false
+	t.DisableCompression = true
+	t.MaxIdleConns = 128
+	t.MaxIdleConnsPerHost = 16
+	t.IdleConnTimeout = 90 * time.Second
+	t.TLSHandshakeTimeout = 10 * time.Second
+	t.ReadBufferSize = 64 << 10
+	return t
+}
+
+// loopback says whether host, with or without a port, is this machine by its form alone: "localhost", 127.0.0.0/8, ::1.
+func loopback(host string) bool {
+	if h, port, ok := cutPort(host); ok && port != "" {
+		host = h
+	}
+	host = strings.Trim(host, "[]")
+	if host == "localhost" || strings.HasSuffix(host, ".localhost") {
+		return true
+	}
+	ip, err := netip.ParseAddr(host)
+	return err == nil && ip.Unmap().IsLoopback()
+}
+
+// cutPort cuts host:port; ok is false where there is no port.
+func cutPort(s string) (host, port string, ok bool) {
+	i := strings.LastIndexByte(s, ':')
+	if i < 0 || strings.HasSuffix(s, "]") || strings.Count(s, ":") > 1 && !strings.HasPrefix(s, "[") {
+		return s, "", false
+	}
+	return s[:i], s[i+1:], true
+}
+
+// Blob is the blob d describes. Nothing is checked before it is fetched, and its bytes never are: that is for whoever
+// knows their digests.
+func (r *Repo) Blob(d v1.Descriptor) blob.Source {
+	return &source{repo: r, desc: d}
+}
+
+// errContext is err, or ctx's own when it has ended: what the reason was for a request to fail then is of no interest.
+func errContext(ctx context.Context, err error) error {
+	if cause := ctx.Err(); cause != nil && err != nil && !errors.Is(err, cause) {
+		return cause
+	}
+	return err
+}

@@ -1,0 +1,352 @@
+package registry
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strings"
+	"sync"
+
+	"github.com/google/go-containerregistry/pkg/authn"
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
+)
+
+var (
+	errPlainHTTP = errors.New("plain HTTP is not permitted here")
+	errRedirects = errors.New("too many redirects")
+)
+
+// session knows how a registry wants to be spoken to about one repository, and finds it out once however many ask. As a
+// http.RoundTripper it puts the right scheme and credentials on requests to the registry, and on no others.
+type session struct {
+	repo   name.Repository
+	auth   authn.AuthConfig
+	plain  bool              // plain HTTP is permitted
+	base   http.RoundTripper // a guard
+	client *http.Client      // over the session
+
+	// turn is held while speaking with registry or token server to change the state. A channel, so that waiting for it
+	// ends with a context. Taken before mu.
+	turn  chan struct{}
+	mu    sync.Mutex
+	state state
+}
+
+// state is what a session has found out. It is replaced, never changed.
+type state struct {
+	challenge *transport.Challenge // nil: nothing yet
+	token     string               // of a bearer challenge
+	refresh   string               // another credential for tokens, where the token server gave one
+	failures  int                  // attempts to change the state that failed
+	failure   error                // of the last of them
+}
+
+func newSession(repo name.Repository, o Options) *session {
+	s := &session{
+		repo:  repo,
+		auth:  o.Auth,
+		plain: o.Insecure || loopback(repo.RegistryStr()),
+		turn:  make(chan struct{}, 1),
+	}
+	g := &guard{base: o.Transport, plain: s.plain, agent: o.UserAgent}
+	if g.base == nil {
+		g.base = NewTransport()
+	}
+	if g.agent == "" {
+		g.agent = "pex"
+	}
+	s.base = g
+	s.client = &http.Client{Transport: s, CheckRedirect: limitRedirects}
+	return s
+}
+
+func limitRedirects(_ *http.Request, via []*http.Request) error {
+	if len(via) >= 8 {
+		return errRedirects
+	}
+	return nil
+}
+
+// guard lets plain HTTP through only where it is permitted, and names the program.
+type guard struct {
+	base  http.RoundTripper
+	plain bool
+	agent string
+}
+
+func (g *guard) RoundTrip(req *http.Request) (*http.Response, error) {
+	if req.URL.Scheme != "https" && !(req.URL.Scheme == "http" && g.plain) {
+		return nil, fmt.Errorf("%w: %s", errPlainHTTP, redact(req.URL))
+	}
+	req = req.Clone(req.Context())
+	req.Header.Set("User-Agent", g.agent)
+	return g.base.RoundTrip(req)
+}
+
+// RoundTrip implements http.RoundTripper for requests without a body.
+func (s *session) RoundTrip(req *http.Request) (*http.Response, error) {
+	if !s.home(req.URL) {
+		return s.base.RoundTrip(req)
+	}
+	ctx := req.Context()
+	st, err := s.update(ctx, func(st state) bool { return st.challenge != nil }, s.handshake)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := s.send(req, st)
+	if err != nil || resp.StatusCode != http.StatusUnauthorized {
+		return resp, err
+	}
+	// The token has expired, or this repository asks for more than the registry's root does.
+	asked, err := challenge(ctx, s.repo.Registry, resp)
+	if err != nil || asked.Scheme == "" || isBasic(asked) && isBasic(st.challenge) {
+		return resp, nil
+	}
+	discard(resp)
+	st, err = s.update(ctx, func(now state) bool { return now.challenge != st.challenge || now.token != st.token },
+		func(ctx context.Context, st state) (state, error) {
+			st.challenge = asked
+			return s.authenticate(ctx, st)
+		})
+	if err != nil {
+		return nil, err
+	}
+	return s.send(req, st)
+}
+
+// send sends req to the registry as st has it.
+func (s *session) send(req *http.Request, st state) (*http.Response, error) {
+	req = req.Clone(req.Context())
+	req.URL.Scheme = scheme(st.challenge.Insecure)
+	switch {
+	case st.token != "":
+		req.Header.Set("Authorization", "Bearer "+st.token)
+	case isBasic(st.challenge) && s.auth.RegistryToken != "":
+		req.Header.Set("Authorization", "Bearer "+s.auth.RegistryToken)
+	case isBasic(st.challenge) && s.auth.Username != "":
+		req.SetBasicAuth(s.auth.Username, s.auth.Password)
+	case isBasic(st.challenge) && s.auth.Auth != "":
+		req.Header.Set("Authorization", "Basic "+s.auth.Auth)
+	}
+	return s.base.RoundTrip(req)
+}
+
+func scheme(insecure bool) string {
+	if insecure {
+		return "http"
+	}
+	return "https"
+}
+
+func isBasic(c *transport.Challenge) bool { return c != nil && strings.EqualFold(c.Scheme, "basic") }
+
+// update gives a state that is done. If it isn't, one caller at a time calls change for it. Whoever waited for a change
+// that failed gets that failure, instead of trying the same after it; a change that ended with its caller's context says
+// nothing to others.
+func (s *session) update(ctx context.Context, done func(state) bool, change func(context.Context, state) (state, error)) (state, error) {
+	before := s.load()
+	if done(before) {
+		return before, nil
+	}
+	select {
+	case s.turn <- struct{}{}:
+		defer func() { <-s.turn }()
+	case <-ctx.Done():
+		return state{}, ctx.Err()
+	}
+	now := s.load()
+	switch {
+	case done(now):
+		return now, nil
+	case now.failures != before.failures:
+		return state{}, now.failure
+	}
+	next, err := change(ctx, now)
+	switch {
+	case err == nil:
+		s.store(next)
+		return next, nil
+	case ctx.Err() != nil:
+		return state{}, ctx.Err()
+	}
+	now.failures++
+	now.failure = err
+	s.store(now)
+	return state{}, err
+}
+
+func (s *session) load() state {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.state
+}
+
+func (s *session) store(st state) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.state = st
+}
+
+// handshake finds out the registry's scheme and how it authenticates.
+func (s *session) handshake(ctx context.Context, st state) (state, error) {
+	schemes := []string{"https"}
+	if s.plain {
+		if _, port, _ := cutPort(s.repo.RegistryStr()); port == "" || port == "443" {
+			schemes = []string{"https", "http"}
+		} else {
+			schemes = []string{"http", "https"}
+		}
+	}
+	var failed error
+	for _, scheme := range schemes {
+		c, err := s.ping(ctx, scheme)
+		if err == nil {
+			st.challenge = c
+			return s.authenticate(ctx, st)
+		}
+		// A TLS client at a plain server says less than the plain client does.
+		if failed == nil || !errors.As(err, new(tls.RecordHeaderError)) {
+			failed = err
+		}
+		if ctx.Err() != nil || s.decided(err) {
+			break
+		}
+	}
+	return state{}, failed
+}
+
+// decided says that an answer came from a registry, so that another scheme need not be tried.
+func (s *session) decided(err error) bool {
+	var e *Error
+	return errors.As(err, &e) && e.Status != 0 && e.Status != http.StatusBadRequest
+}
+
+// ping asks for the root of the registry's API (distribution specification, "Determining Support").
+func (s *session) ping(ctx context.Context, scheme string) (*transport.Challenge, error) {
+	const what = "the API"
+	u := &url.URL{Scheme: scheme, Host: s.repo.RegistryStr(), Path: "/v2/"}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
+	if err != nil {
+		return nil, failure(what, u, err)
+	}
+	client := &http.Client{Transport: s.base, CheckRedirect: func(req *http.Request, via []*http.Request) error {
+		if req.URL.Hostname() != u.Hostname() {
+			return http.ErrUseLastResponse
+		}
+		return limitRedirects(req, via)
+	}}
+	resp, err := client.Do(req)
+	if err != nil {
+		return nil, failure(what, u, errContext(ctx, err))
+	}
+	defer discard(resp)
+	if resp.StatusCode != http.StatusOK && resp.StatusCode != http.StatusUnauthorized {
+		return nil, refusal(what, resp, true)
+	}
+	c, err := challenge(ctx, s.repo.Registry, resp)
+	if err != nil {
+		return nil, failure(what, u, err)
+	}
+	return c, nil
+}
+
+// answered is a http.RoundTripper that has the answer already.
+type answered struct{ resp *http.Response }
+
+func (a answered) RoundTrip(*http.Request) (*http.Response, error) {
+	resp := *a.resp
+	resp.Body = http.NoBody
+	return &resp, nil
+}
+
+// challenge reads what an answer of 200 or 401 says about authentication.
+func challenge(ctx context.Context, reg name.Registry, resp *http.Response) (*transport.Challenge, error) {
+	return transport.Ping(ctx, reg, answered{resp})
+}
+
+// authenticate gets what st's challenge asks for.
+func (s *session) authenticate(ctx context.Context, st state) (state, error) {
+	st.token = ""
+	const what = "a token"
+	c := st.challenge
+	switch {
+	case c.Scheme == "" || isBasic(c):
+		return st, nil
+	case !strings.EqualFold(c.Scheme, "bearer"):
+		return state{}, &Error{What: what, URL: scheme(c.Insecure) + "://" + s.repo.RegistryStr(), kind: ErrUnauthorized,
+			err: fmt.Errorf("authentication by %q is not supported", printable(c.Scheme))}
+	case s.auth.RegistryToken != "":
+		st.token = s.auth.RegistryToken
+		return st, nil
+	}
+	if st.refresh != "" {
+		if next, err := s.exchange(ctx, st, authn.AuthConfig{IdentityToken: st.refresh}); err == nil || ctx.Err() != nil {
+			return next, err
+		}
+		st.refresh = ""
+	}
+	next, err := s.exchange(ctx, st, s.auth)
+	if err != nil {
+		u, _ := url.Parse(c.Parameters["realm"]) // checked by the exchange
+		return state{}, handshakeError(what, u, errContext(ctx, err))
+	}
+	return next, nil
+}
+
+// exchange gets a token for auth (docker's token authentication specification, or its OAuth2 form).
+func (s *session) exchange(ctx context.Context, st state, auth authn.AuthConfig) (state, error) {
+	scopes := []string{s.repo.Scope(transport.PullScope)}
+	t, err := transport.Exchange(ctx, s.repo.Registry, authn.FromConfig(auth), s.base, scopes, st.challenge)
+	if err != nil {
+		return state{}, err
+	}
+	st.token = t.AccessToken
+	if st.token == "" {
+		st.token = t.Token
+	}
+	if t.RefreshToken != "" {
+		st.refresh = t.RefreshToken
+	}
+	return st, nil
+}
+
+// home says whether u is at the registry itself, whatever its scheme: a credential may go there.
+func (s *session) home(u *url.URL) bool {
+	host, port, _ := cutPort(u.Host)
+	want, wantPort, _ := cutPort(s.repo.RegistryStr())
+	if port == "" && wantPort != "" || port != "" && wantPort == "" {
+		port, wantPort = orDefault(port, u.Scheme), orDefault(wantPort, u.Scheme)
+	}
+	return strings.EqualFold(host, want) && port == wantPort
+}
+
+func orDefault(port, scheme string) string {
+	switch {
+	case port != "":
+		return port
+	case scheme == "http":
+		return "80"
+	}
+	return "443"
+}
+
+// discard reads the rest of a short body, so that its connection can be used again, and closes it.
+func discard(resp *http.Response) {
+	_, _ = io.CopyN(io.Discard, resp.Body, maxErrorBody)
+	_ = resp.Body.Close()
+}
+
+// isTLS says that err is about certificates or the TLS protocol: trying again won't help.
+func isTLS(err error) bool {
+	var verify *tls.CertificateVerificationError
+	var header tls.RecordHeaderError
+	var alert tls.AlertError
+	var unknown x509.UnknownAuthorityError
+	return errors.As(err, &verify) || errors.As(err, &header) || errors.As(err, &alert) || errors.As(err, &unknown)
+}

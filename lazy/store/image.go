@@ -1,0 +1,419 @@
+package store
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Key names an image in the cache: a SHA-256 in hex over all that its bytes depend on.
+type Key string
+
+// State of an image, in its order.
+type State string
+
+const (
+	Lazy     State = "lazy"     // blocks are missing
+	Complete State = "complete" // every block is there: usable as a warm image
+	Sealed   State = "sealed"   // and on disk, its Merkle root recorded
+)
+
+// Layer is a layer of an image as status shows it.
+type Layer struct {
+	Digest    string `json:"digest"`
+	Size      int64  `json:"size"` // compressed, bytes
+	MediaType string `json:"mediaType"`
+	TOC       bool   `json:"toc"`    // fetched by its table of contents; else streamed whole
+	Format    uint8  `json:"format"` // layer.Format of its chunks
+}
+
+// Info is what the cache says about an image.
+type Info struct {
+	Key      Key       `json:"key"`
+	Ref      string    `json:"ref"` // where it was opened from first
+	Manifest string    `json:"manifest"`
+	Size     int64     `json:"size"`     // of the image file, bytes
+	MetaOff  int64     `json:"metaOff"`  // where the metadata begins
+	Inodes   int64     `json:"inodes"`   // in the image
+	Layers   []Layer   `json:"layers"`   // bottom first
+	Created  time.Time `json:"created"`  // when its layout was made
+	State    State     `json:"state"`    // Lazy or Sealed: Complete is only in memory
+	Root     string    `json:"root"`     // Merkle root in hex, of a sealed image
+	Dropped  []string  `json:"dropped"`  // attributes that EROFS cannot hold
+	UUID     [16]byte  `json:"-"`        // of a new image
+	Plan     []byte    `json:"-"`        // of a new image
+	Stream   int64     `json:"streamed"` // bytes of content that came with streamed layers
+}
+
+// Image is an image file open for filling. Its methods may be called concurrently; no two calls may write the same block
+// at once.
+type Image struct {
+	Info    Info
+	dir     string
+	f       *os.File
+	present *presence
+	tree    *merkle
+	blocks  int64
+	count   atomic.Int64
+	sealed  atomic.Bool
+	refs    atomic.Int64
+}
+
+func (s *Store) imageDir(k Key) string { return filepath.Join(s.dir, "images", string(k)) }
+
+// ImageDir is the folder of an image, for View.
+func (s *Store) ImageDir(k Key) string { return s.imageDir(k) }
+
+// Create makes the files of a new image, all of its blocks missing, in a place where no other process looks. Publish
+// shows it; Discard removes it.
+func (s *Store) Create(info Info) (*Image, error) {
+	if info.Size <= 0 || info.Size%BlockSize != 0 {
+		return nil, fmt.Errorf("creating image: size %d is not a multiple of %d", info.Size, BlockSize)
+	}
+	dir, err := s.tempDir("image-*")
+	if err != nil {
+		return nil, fmt.Errorf("creating image: %w", err)
+	}
+	info.State, info.Root, info.Created = Lazy, "", time.Now().UTC()
+	im, err := s.create(dir, info)
+	if err != nil {
+		os.RemoveAll(dir)
+		return nil, fmt.Errorf("creating image: %w", err)
+	}
+	return im, nil
+}
+
+func (s *Store) create(dir string, info Info) (*Image, error) {
+	f, err := os.OpenFile(filepath.Join(dir, "image.erofs"), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	err = f.Truncate(info.Size)
+	if err := errors.Join(err, f.Close()); err != nil {
+		return nil, err
+	}
+	blocks := info.Size / BlockSize
+	if err := createMap(filepath.Join(dir, "map"), blocks, s.boot); err != nil {
+		return nil, err
+	}
+	if err := createMerkle(filepath.Join(dir, "merkle"), blocks, info.UUID); err != nil {
+		return nil, err
+	}
+	if err := os.WriteFile(filepath.Join(dir, "plan"), info.Plan, 0o600); err != nil {
+		return nil, err
+	}
+	if err := writeJSON(filepath.Join(dir, "info.json"), info); err != nil {
+		return nil, err
+	}
+	return openImage(dir)
+}
+
+// Publish gives a created image its place in the cache.
+func (s *Store) Publish(im *Image) error {
+	to := s.imageDir(im.Info.Key)
+	if err := os.Rename(im.dir, to); err != nil {
+		return fmt.Errorf("publishing image %s: %w", im.Info.Key, err)
+	}
+	im.dir = to
+	return syncDir(filepath.Dir(to))
+}
+
+// Discard closes an image and removes its files.
+func (s *Store) Discard(im *Image) error {
+	return errors.Join(im.Close(), os.RemoveAll(im.dir))
+}
+
+// Image opens an image for filling. After another boot of the machine, blocks of an unsealed image that are not what
+// their Merkle leaf says are taken for missing. The error wraps ErrNotCached where there is no such image.
+func (s *Store) Image(ctx context.Context, k Key) (*Image, error) {
+	if !isHex(string(k)) {
+		return nil, fmt.Errorf("%.80q is not an image key", k)
+	}
+	im, err := openImage(s.imageDir(k))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%w: image %s", ErrNotCached, k)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("opening image %s: %w", k, err)
+	}
+	if im.sealed.Load() || im.present.boot() == s.boot {
+		return im, nil
+	}
+	if err := im.recheck(ctx); err != nil {
+		im.Close()
+		return nil, fmt.Errorf("checking image %s: %w", k, err)
+	}
+	im.present.setBoot(s.boot)
+	return im, nil
+}
+
+func openImage(dir string) (*Image, error) {
+	im := &Image{dir: dir}
+	if err := readJSON(filepath.Join(dir, "info.json"), &im.Info); err != nil {
+		return nil, err
+	}
+	f, err := os.OpenFile(filepath.Join(dir, "image.erofs"), os.O_RDWR, 0)
+	if err != nil {
+		return nil, err
+	}
+	im.f = f
+	st, err := f.Stat()
+	if err == nil && st.Size() != im.Info.Size {
+		err = fmt.Errorf("%s has %d bytes, not %d", f.Name(), st.Size(), im.Info.Size)
+	}
+	if err == nil {
+		im.present, err = openMap(filepath.Join(dir, "map"), im.Info.Size, true)
+	}
+	if err == nil {
+		im.tree, err = openMerkle(filepath.Join(dir, "merkle"), im.Info.Size)
+	}
+	if err != nil {
+		im.Close()
+		return nil, err
+	}
+	im.blocks = im.Info.Size / BlockSize
+	im.count.Store(im.present.count())
+	im.sealed.Store(im.Info.State == Sealed)
+	return im, nil
+}
+
+// Close unmaps and closes. No other method may be running or called afterwards.
+func (im *Image) Close() error {
+	var errs []error
+	if im.present != nil {
+		errs = append(errs, im.present.close())
+	}
+	if im.tree != nil {
+		errs = append(errs, im.tree.close())
+	}
+	if im.f != nil {
+		errs = append(errs, im.f.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// recheck hashes every block that the map names and forgets those that differ from their leaf.
+func (im *Image) recheck(ctx context.Context) error {
+	buf := make([]byte, 1<<20)
+	for b := int64(0); b < im.blocks; {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if !im.present.has(b) {
+			b++
+			continue
+		}
+		n := int64(1)
+		for n < int64(len(buf)/BlockSize) && b+n < im.blocks && im.present.has(b+n) {
+			n++
+		}
+		p := buf[:n*BlockSize]
+		if _, err := im.f.ReadAt(p, b*BlockSize); err != nil {
+			return err
+		}
+		for i := range n {
+			if h := sha256.Sum256(p[i*BlockSize:][:BlockSize]); !slices.Equal(h[:], im.tree.leaf(b+i)) {
+				im.present.clear(b + i)
+				im.count.Add(-1)
+			}
+		}
+		b += n
+	}
+	return nil
+}
+
+// Plan is the chunk table that the image was created with.
+func (im *Image) Plan() ([]byte, error) { return os.ReadFile(filepath.Join(im.dir, "plan")) }
+
+// File is the image file; it may be read wherever Has says so.
+func (im *Image) File() *os.File { return im.f }
+
+// Dir is the folder the image lies in.
+func (im *Image) Dir() string { return im.dir }
+
+// Has tells whether the n bytes from off on are all there; n > 0.
+func (im *Image) Has(off, n int64) bool {
+	return im.present.hasAll(off/BlockSize, (off+n-1)/BlockSize)
+}
+
+// Present is how many of the image's bytes are there.
+func (im *Image) Present() int64 { return im.count.Load() * BlockSize }
+
+// State is how far the image is.
+func (im *Image) State() State {
+	switch {
+	case im.sealed.Load():
+		return Sealed
+	case im.count.Load() == im.blocks:
+		return Complete
+	}
+	return Lazy
+}
+
+// Put writes verified bytes at off, a multiple of 4,096, and marks their blocks present. What p leaves of its last block
+// is zeros.
+func (im *Image) Put(off int64, p []byte) error {
+	if err := im.PutPart(off, p); err != nil {
+		return err
+	}
+	im.tree.hash(off/BlockSize, p)
+	im.mark(off/BlockSize, (int64(len(p))+BlockSize-1)/BlockSize)
+	return nil
+}
+
+func (im *Image) mark(first, n int64) { im.count.Add(im.present.set(first, n)) }
+
+// PutPart writes verified bytes that don't fill their blocks. FinishBlock follows when all of a block was written.
+func (im *Image) PutPart(off int64, p []byte) error {
+	if _, err := im.f.WriteAt(p, off); err != nil {
+		return fmt.Errorf("writing image %s: %w", im.Info.Key, err)
+	}
+	return nil
+}
+
+// FinishBlock marks the block at off, whose parts were all written by PutPart.
+func (im *Image) FinishBlock(off int64) error {
+	var b [BlockSize]byte
+	if _, err := im.f.ReadAt(b[:], off); err != nil {
+		return fmt.Errorf("reading image %s: %w", im.Info.Key, err)
+	}
+	im.tree.hash(off/BlockSize, b[:])
+	im.mark(off/BlockSize, 1)
+	return nil
+}
+
+// PutZeros marks the blocks of [off, end), both multiples of 4,096, which nothing is ever written to.
+func (im *Image) PutZeros(off, end int64) {
+	var zero [BlockSize]byte
+	h := sha256.Sum256(zero[:])
+	for b := off / BlockSize; b < end/BlockSize; b++ {
+		copy(im.tree.leaf(b), h[:])
+	}
+	im.mark(off/BlockSize, (end-off)/BlockSize)
+}
+
+// Clone puts n bytes of another file of the cache at off, sharing their blocks on disk where the file system can. leaves
+// are the Merkle leaves of these blocks; from is a multiple of 4,096.
+func (im *Image) Clone(off int64, src *os.File, from, n int64, leaves []byte) error {
+	n = (n + BlockSize - 1) / BlockSize * BlockSize
+	if int64(len(leaves)) != n/BlockSize*hashSize {
+		return fmt.Errorf("cloning into image %s: %d bytes of leaves for %d of data", im.Info.Key, len(leaves), n)
+	}
+	if err := copyRange(im.f, off, src, from, n); err != nil {
+		return fmt.Errorf("cloning into image %s: %w", im.Info.Key, err)
+	}
+	copy(im.tree.leaves[off/BlockSize*hashSize:], leaves)
+	im.mark(off/BlockSize, n/BlockSize)
+	return nil
+}
+
+// Leaves are the Merkle leaves of the n bytes from off on, which are present. They may be read until Close.
+func (im *Image) Leaves(off, n int64) []byte {
+	return im.tree.leaves[off/BlockSize*hashSize : (off+n+BlockSize-1)/BlockSize*hashSize]
+}
+
+func copyRange(dst *os.File, to int64, src *os.File, from, n int64) error {
+	err := unix.IoctlFileCloneRange(int(dst.Fd()), &unix.FileCloneRange{
+		Src_fd: int64(src.Fd()), Src_offset: uint64(from), Src_length: uint64(n), Dest_offset: uint64(to)})
+	if err == nil {
+		return nil
+	}
+	for n > 0 {
+		k, err := unix.CopyFileRange(int(src.Fd()), &from, int(dst.Fd()), &to, int(min(n, 1<<30)), 0)
+		if errors.Is(err, unix.EXDEV) || errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP) {
+			_, err := io.Copy(io.NewOffsetWriter(dst, to), io.NewSectionReader(src, from, n))
+			return err
+		}
+		if err != nil {
+			return err
+		}
+		if k == 0 {
+			return io.ErrUnexpectedEOF
+		}
+		n -= int64(k)
+	}
+	return nil
+}
+
+// Seal puts a complete image on disk for good and records its Merkle root.
+func (im *Image) Seal() error {
+	if im.sealed.Load() {
+		return nil
+	}
+	if im.State() != Complete {
+		return fmt.Errorf("sealing image %s: blocks are missing", im.Info.Key)
+	}
+	root := im.tree.finish()
+	if err := errors.Join(im.f.Sync(), im.tree.sync(), im.present.sync()); err != nil {
+		return fmt.Errorf("sealing image %s: %w", im.Info.Key, err)
+	}
+	info := im.Info
+	info.State, info.Root = Sealed, hex.EncodeToString(root[:])
+	if err := writeJSON(filepath.Join(im.dir, "info.json"), info); err != nil {
+		return fmt.Errorf("sealing image %s: %w", im.Info.Key, err)
+	}
+	im.sealed.Store(true)
+	return nil
+}
+
+// Root is the Merkle root in hex of a sealed image.
+func (im *Image) Root() string {
+	info, err := readInfo(im.dir)
+	if err != nil {
+		return ""
+	}
+	return info.Root
+}
+
+func readInfo(dir string) (Info, error) {
+	var i Info
+	err := readJSON(filepath.Join(dir, "info.json"), &i)
+	return i, err
+}
+
+// Images lists the images of the cache, the newest first.
+func (s *Store) Images() ([]Info, error) {
+	dirs, err := os.ReadDir(filepath.Join(s.dir, "images"))
+	if err != nil {
+		return nil, fmt.Errorf("listing images: %w", err)
+	}
+	var all []Info
+	for _, d := range dirs {
+		if info, err := readInfo(filepath.Join(s.dir, "images", d.Name())); err == nil && string(info.Key) == d.Name() {
+			all = append(all, info)
+		}
+	}
+	slices.SortFunc(all, func(a, b Info) int { return b.Created.Compare(a.Created) })
+	return all, nil
+}
+
+// RemoveImage removes an image's files. Whoever has them open may go on reading.
+func (s *Store) RemoveImage(k Key) error {
+	if !isHex(string(k)) {
+		return fmt.Errorf("%.80q is not an image key", k)
+	}
+	// first out of sight, then away: a crash leaves nothing half there
+	tmp, err := s.tempDir("gone-*")
+	if err != nil {
+		return err
+	}
+	if err := os.Rename(s.imageDir(k), filepath.Join(tmp, "image")); err != nil {
+		os.Remove(tmp)
+		if errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("%w: image %s", ErrNotCached, k)
+		}
+		return err
+	}
+	return os.RemoveAll(tmp)
+}

@@ -1,0 +1,154 @@
+package store
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+)
+
+// Spool holds the contents of a layer that is streamed, 4 KiB aligned, and their Merkle leaves: those of block j are at 32j.
+// Contents that an image has taken over are punched out again.
+type Spool struct {
+	Data, Leaves *os.File
+	dir          string
+}
+
+// NewSpool makes a spool where no other process looks. Keep or Discard follows.
+func (s *Store) NewSpool() (*Spool, error) {
+	dir, err := s.tempDir("layer-*")
+	if err != nil {
+		return nil, fmt.Errorf("making a spool: %w", err)
+	}
+	sp, err := openSpool(dir, os.O_RDWR|os.O_CREATE|os.O_EXCL)
+	if err != nil {
+		os.RemoveAll(dir)
+		return nil, fmt.Errorf("making a spool: %w", err)
+	}
+	return sp, nil
+}
+
+func openSpool(dir string, flag int) (*Spool, error) {
+	d, err := os.OpenFile(filepath.Join(dir, "data"), flag, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	l, err := os.OpenFile(filepath.Join(dir, "leaves"), flag, 0o600)
+	if err != nil {
+		d.Close()
+		return nil, err
+	}
+	return &Spool{Data: d, Leaves: l, dir: dir}, nil
+}
+
+// Close closes the files.
+func (sp *Spool) Close() error { return errors.Join(sp.Data.Close(), sp.Leaves.Close()) }
+
+// Discard closes and removes a spool that wasn't kept.
+func (sp *Spool) Discard() error { return errors.Join(sp.Close(), os.RemoveAll(sp.dir)) }
+
+// LeavesOf reads the leaves of the content of n bytes at off; ok says whether the content is (still) in the spool.
+func (sp *Spool) LeavesOf(off, n int64) (leaves []byte, ok bool) {
+	leaves = make([]byte, (n+BlockSize-1)/BlockSize*hashSize)
+	if _, err := sp.Leaves.ReadAt(leaves, off/BlockSize*hashSize); err != nil {
+		return nil, false
+	}
+	// a hash is never zero: zeros are a hole
+	var zero [hashSize]byte
+	if [hashSize]byte(leaves[:hashSize]) == zero {
+		return nil, false
+	}
+	return leaves, true
+}
+
+// Punch gives the blocks of the content of n bytes at off back to the disk: first its leaves are made a hole, so that
+// it is never taken for present when it is not.
+func (sp *Spool) Punch(off, n int64) error {
+	blocks := (n + BlockSize - 1) / BlockSize
+	if _, err := sp.Leaves.WriteAt(make([]byte, blocks*hashSize), off/BlockSize*hashSize); err != nil {
+		return err
+	}
+	return unix.Fallocate(int(sp.Data.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, blocks*BlockSize)
+}
+
+func (s *Store) layerDir(hexDigest string) string { return filepath.Join(s.dir, "layers", hexDigest) }
+
+// PutLayerIndex keeps an index of a layer (its digest in hex) under a name.
+func (s *Store) PutLayerIndex(hexDigest, name string, b []byte) error {
+	if !isHex(hexDigest) {
+		return fmt.Errorf("%.80q is not a SHA-256", hexDigest)
+	}
+	if err := os.MkdirAll(s.layerDir(hexDigest), 0o700); err != nil {
+		return err
+	}
+	return writeFile(filepath.Join(s.layerDir(hexDigest), "index."+name), b)
+}
+
+// LayerIndex gives back what PutLayerIndex kept, or an error that wraps ErrNotCached.
+func (s *Store) LayerIndex(hexDigest, name string) ([]byte, error) {
+	if !isHex(hexDigest) {
+		return nil, fmt.Errorf("%.80q is not a SHA-256", hexDigest)
+	}
+	b, err := os.ReadFile(filepath.Join(s.layerDir(hexDigest), "index."+name))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%w: index of layer sha256:%s", ErrNotCached, hexDigest)
+	}
+	return b, err
+}
+
+// KeepSpool makes a spool whose layer was verified the layer's own, replacing what it had.
+func (s *Store) KeepSpool(sp *Spool, hexDigest string) error {
+	if !isHex(hexDigest) {
+		return fmt.Errorf("%.80q is not a SHA-256", hexDigest)
+	}
+	dir := s.layerDir(hexDigest)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	for _, n := range []string{"data", "leaves"} {
+		if err := os.Rename(filepath.Join(sp.dir, n), filepath.Join(dir, n)); err != nil {
+			return fmt.Errorf("keeping layer sha256:%s: %w", hexDigest, err)
+		}
+	}
+	err := os.Remove(sp.dir)
+	sp.dir = dir
+	return err
+}
+
+// LayerSpool opens the spool that a layer has, or an error that wraps ErrNotCached.
+func (s *Store) LayerSpool(hexDigest string) (*Spool, error) {
+	sp, err := openSpool(s.layerDir(hexDigest), os.O_RDWR)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%w: contents of layer sha256:%s", ErrNotCached, hexDigest)
+	}
+	return sp, err
+}
+
+// DropSpool removes a layer's spool, if it has one.
+func (s *Store) DropSpool(hexDigest string) error {
+	var errs []error
+	for _, n := range []string{"leaves", "data"} {
+		if err := os.Remove(filepath.Join(s.layerDir(hexDigest), n)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Layers lists the digests, in hex, of the layers that something is known of.
+func (s *Store) Layers() ([]string, error) {
+	dirs, err := os.ReadDir(filepath.Join(s.dir, "layers"))
+	if err != nil {
+		return nil, err
+	}
+	var all []string
+	for _, d := range dirs {
+		if isHex(d.Name()) {
+			all = append(all, d.Name())
+		}
+	}
+	return all, nil
+}

@@ -1,0 +1,125 @@
+package store
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// The Merkle file is a dm-verity hash device for the image (version 1, SHA-256, 4 KiB blocks, no salt): a superblock in
+// its first block, then the levels of the tree, the top one first. See the kernel's
+// Documentation/admin-guide/device-mapper/verity.rst and cryptsetup's on-disk format.
+const (
+	hashSize   = sha256.Size
+	hashesPer  = BlockSize / hashSize
+	verityName = "verity\x00\x00"
+)
+
+// levels gives the number of hash blocks of each level, leaves first.
+func levels(blocks int64) (n []int64) {
+	for {
+		blocks = (blocks + hashesPer - 1) / hashesPer
+		n = append(n, blocks)
+		if blocks <= 1 {
+			return n
+		}
+	}
+}
+
+// merkle is the mapped Merkle file. The leaf of a block is written by whoever wrote the block, before it is marked.
+type merkle struct {
+	mem    []byte
+	leaves []byte
+	blocks int64
+}
+
+func merkleSize(blocks int64) int64 {
+	total := int64(1)
+	for _, n := range levels(blocks) {
+		total += n
+	}
+	return total * BlockSize
+}
+
+func createMerkle(name string, blocks int64, uuid [16]byte) error {
+	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	sb := make([]byte, BlockSize)
+	copy(sb, verityName)
+	binary.LittleEndian.PutUint32(sb[8:], 1)  // version
+	binary.LittleEndian.PutUint32(sb[12:], 1) // hash type: the salt comes first
+	copy(sb[16:32], uuid[:])
+	copy(sb[32:64], "sha256")
+	binary.LittleEndian.PutUint32(sb[64:], BlockSize)
+	binary.LittleEndian.PutUint32(sb[68:], BlockSize)
+	binary.LittleEndian.PutUint64(sb[72:], uint64(blocks))
+	_, err = f.Write(sb)
+	if err == nil {
+		err = reserve(f, merkleSize(blocks))
+	}
+	return errors.Join(err, f.Close())
+}
+
+func openMerkle(name string, size int64) (*merkle, error) {
+	f, err := os.OpenFile(name, os.O_RDWR, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	blocks := size / BlockSize
+	want := merkleSize(blocks)
+	if st, err := f.Stat(); err != nil {
+		return nil, err
+	} else if st.Size() != want {
+		return nil, &os.PathError{Op: "mapping Merkle tree", Path: name, Err: errors.New("its size is not the image's")}
+	}
+	mem, err := unix.Mmap(int(f.Fd()), 0, int(want), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
+		return nil, err
+	}
+	lv := levels(blocks)
+	off := want - lv[0]*BlockSize
+	return &merkle{mem: mem, leaves: mem[off : off+blocks*hashSize], blocks: blocks}, nil
+}
+
+func (m *merkle) close() error { return unix.Munmap(m.mem) }
+
+func (m *merkle) leaf(block int64) []byte { return m.leaves[block*hashSize:][:hashSize] }
+
+// hash writes the leaves of the blocks that p is the content of, the last one padded with zeros.
+func (m *merkle) hash(first int64, p []byte) {
+	for ; len(p) >= BlockSize; first++ {
+		h := sha256.Sum256(p[:BlockSize])
+		copy(m.leaf(first), h[:])
+		p = p[BlockSize:]
+	}
+	if len(p) > 0 {
+		var last [BlockSize]byte
+		copy(last[:], p)
+		h := sha256.Sum256(last[:])
+		copy(m.leaf(first), h[:])
+	}
+}
+
+// finish computes the levels above the leaves and returns the root.
+func (m *merkle) finish() [hashSize]byte {
+	end := int64(len(m.mem))
+	lv := levels(m.blocks)
+	at := end - lv[0]*BlockSize
+	for i := 1; i < len(lv); i++ {
+		up := at - lv[i]*BlockSize
+		for b := range lv[i-1] {
+			h := sha256.Sum256(m.mem[at+b*BlockSize:][:BlockSize])
+			copy(m.mem[up+b*hashSize:], h[:])
+		}
+		at = up
+	}
+	return sha256.Sum256(m.mem[at:][:BlockSize])
+}
+
+func (m *merkle) sync() error { return unix.Msync(m.mem, unix.MS_SYNC) }

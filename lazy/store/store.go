@@ -1,0 +1,301 @@
+// Package store is the cache folder: image files that fill in any order, what is known of layers, and which digest a
+// reference had last.
+//
+//	version              what wrote the folder; another version is left alone
+//	lock                 held (flock) by the one process that writes, with its process id
+//	blobs/HEX            manifests and configs by their SHA-256
+//	refs/HEX.json        what a reference (its SHA-256 is HEX) stood for when it was last resolved
+//	records/HEX.json     which image a manifest became
+//	layers/HEX/…         indexes of a layer by the layer's digest, and contents of it that no image holds
+//	images/KEY/image.erofs, map, merkle, plan, info.json
+//	tmp/                 work under way; emptied when the lock is taken
+//
+// A folder belongs to one user. One process holds the lock and writes; any number of processes of that user may read an
+// image beside it (View). Files that must survive a crash are written aside, synced and renamed. The data of an image
+// is written in place: its map says which blocks are there, and is trusted for as long as the machine has not been
+// started anew; after that every block it names is hashed again, unless the image was sealed.
+package store
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Version is what the folder's version file must say.
+const Version = "pex cache 1"
+
+var (
+	// ErrLocked is wrapped where another process holds the folder.
+	ErrLocked = errors.New("cache folder is in use")
+	// ErrNotCached is wrapped where the folder does not hold what was asked for.
+	ErrNotCached = errors.New("not in the cache")
+)
+
+// Store is an open cache folder. Its methods may be called concurrently.
+type Store struct {
+	dir  string
+	lock *os.File
+	boot string // identifies this run of the machine
+}
+
+// Open opens the folder, making it where it is missing. It takes no lock: see Lock.
+func Open(dir string) (*Store, error) {
+	abs, err := filepath.Abs(dir)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(abs, 0o700); err != nil {
+		return nil, fmt.Errorf("making cache folder: %w", err)
+	}
+	vf := filepath.Join(abs, "version")
+	b, err := os.ReadFile(vf)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		if err := writeFile(vf, []byte(Version+"\n")); err != nil {
+			return nil, fmt.Errorf("making cache folder: %w", err)
+		}
+	case err != nil:
+		return nil, fmt.Errorf("reading cache folder's version: %w", err)
+	case strings.TrimSpace(string(b)) != Version:
+		return nil, fmt.Errorf("cache folder %s is of version %.40q, this program writes %q: name another folder or remove it", abs, strings.TrimSpace(string(b)), Version)
+	}
+	for _, d := range []string{"blobs", "refs", "records", "layers", "images", "tmp"} {
+		if err := os.MkdirAll(filepath.Join(abs, d), 0o700); err != nil {
+			return nil, fmt.Errorf("making cache folder: %w", err)
+		}
+	}
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return nil, fmt.Errorf("reading the boot's identity: %w", err)
+	}
+	return &Store{dir: abs, boot: strings.TrimSpace(string(boot))}, nil
+}
+
+// Dir is the folder's absolute path.
+func (s *Store) Dir() string { return s.dir }
+
+// Lock makes this process the folder's writer until Close or its end, and clears what an earlier writer left half done.
+// The error wraps ErrLocked and names the holder where there is one already.
+func (s *Store) Lock() error {
+	f, err := os.OpenFile(filepath.Join(s.dir, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return fmt.Errorf("locking cache folder: %w", err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		b := make([]byte, 20)
+		n, _ := f.Read(b)
+		f.Close()
+		if errors.Is(err, syscall.EWOULDBLOCK) {
+			return fmt.Errorf("%w: %s is held by process %s", ErrLocked, s.dir, strings.TrimSpace(string(b[:n])))
+		}
+		return fmt.Errorf("locking cache folder: %w", err)
+	}
+	if err := errors.Join(f.Truncate(0), second(f.WriteString(strconv.Itoa(os.Getpid())+"\n"))); err != nil {
+		f.Close()
+		return fmt.Errorf("locking cache folder: %w", err)
+	}
+	s.lock = f
+	old, err := os.ReadDir(filepath.Join(s.dir, "tmp"))
+	if err != nil {
+		return fmt.Errorf("clearing cache folder's tmp: %w", err)
+	}
+	for _, e := range old {
+		if err := os.RemoveAll(filepath.Join(s.dir, "tmp", e.Name())); err != nil {
+			return fmt.Errorf("clearing cache folder's tmp: %w", err)
+		}
+	}
+	return nil
+}
+
+// Close gives up the lock. Images opened from the store stay usable until they are closed themselves.
+func (s *Store) Close() error {
+	if s.lock == nil {
+		return nil
+	}
+	return s.lock.Close()
+}
+
+func second(_ int, err error) error { return err }
+
+// tempDir makes a folder in tmp, on the same file system as all the rest.
+func (s *Store) tempDir(pattern string) (string, error) {
+	return os.MkdirTemp(filepath.Join(s.dir, "tmp"), pattern)
+}
+
+// writeFile writes a file that is there whole or not at all, whatever happens.
+func writeFile(name string, b []byte) (err error) {
+	f, err := os.CreateTemp(filepath.Dir(name), ".new-*")
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			f.Close()
+			os.Remove(f.Name())
+		}
+	}()
+	if _, err = f.Write(b); err != nil {
+		return err
+	}
+	if err = f.Sync(); err != nil {
+		return err
+	}
+	if err = f.Close(); err != nil {
+		return err
+	}
+	if err = os.Rename(f.Name(), name); err != nil {
+		return err
+	}
+	return syncDir(filepath.Dir(name))
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+func readJSON(name string, v any) error {
+	b, err := os.ReadFile(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%w: %s", ErrNotCached, filepath.Base(name))
+	}
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(b, v); err != nil {
+		return fmt.Errorf("reading %s: %w", name, err)
+	}
+	return nil
+}
+
+func writeJSON(name string, v any) error {
+	b, err := json.MarshalIndent(v, "", "  ")
+	if err != nil {
+		return err
+	}
+	return writeFile(name, append(b, '\n'))
+}
+
+// hexName is a name in the folder for any string.
+func hexName(s string) string {
+	h := sha256.Sum256([]byte(s))
+	return hex.EncodeToString(h[:])
+}
+
+// PutBlob keeps a manifest or a config; hexDigest is its SHA-256 in hex.
+func (s *Store) PutBlob(b []byte) (hexDigest string, err error) {
+	h := sha256.Sum256(b)
+	hexDigest = hex.EncodeToString(h[:])
+	return hexDigest, writeFile(filepath.Join(s.dir, "blobs", hexDigest), b)
+}
+
+// Blob gives back what PutBlob kept, checked against its digest again.
+func (s *Store) Blob(hexDigest string) ([]byte, error) {
+	if !isHex(hexDigest) {
+		return nil, fmt.Errorf("%.80q is not a SHA-256", hexDigest)
+	}
+	b, err := os.ReadFile(filepath.Join(s.dir, "blobs", hexDigest))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%w: blob %s", ErrNotCached, hexDigest)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if h := sha256.Sum256(b); hex.EncodeToString(h[:]) != hexDigest {
+		return nil, fmt.Errorf("%w: blob %s has other bytes on disk", ErrNotCached, hexDigest)
+	}
+	return b, nil
+}
+
+func isHex(s string) bool {
+	if len(s) != 64 {
+		return false
+	}
+	for _, c := range []byte(s) {
+		if (c < '0' || c > '9') && (c < 'a' || c > 'f') {
+			return false
+		}
+	}
+	return true
+}
+
+// Ref is what a reference stood for when it was last resolved.
+type Ref struct {
+	Ref      string    `json:"ref"`
+	Platform string    `json:"platform"`
+	Manifest string    `json:"manifest"` // SHA-256 in hex of the manifest of that platform
+	Resolved time.Time `json:"resolved"`
+}
+
+// PutRef remembers what a reference stands for.
+func (s *Store) PutRef(r Ref) error {
+	return writeJSON(filepath.Join(s.dir, "refs", hexName(r.Ref+"\x00"+r.Platform)+".json"), r)
+}
+
+// Ref tells what a reference stood for, or an error that wraps ErrNotCached.
+func (s *Store) Ref(name, platform string) (Ref, error) {
+	var r Ref
+	err := readJSON(filepath.Join(s.dir, "refs", hexName(name+"\x00"+platform)+".json"), &r)
+	if err == nil && (r.Ref != name || r.Platform != platform || !isHex(r.Manifest)) {
+		err = fmt.Errorf("%w: the record of %s", ErrNotCached, name)
+	}
+	return r, err
+}
+
+// Refs lists every reference that is remembered.
+func (s *Store) Refs() ([]Ref, error) {
+	files, err := filepath.Glob(filepath.Join(s.dir, "refs", "*.json"))
+	if err != nil {
+		return nil, err
+	}
+	var all []Ref
+	for _, f := range files {
+		var r Ref
+		if readJSON(f, &r) == nil {
+			all = append(all, r)
+		}
+	}
+	return all, nil
+}
+
+// Record says which image a manifest became, and which config blob goes with it.
+type Record struct {
+	Image  Key    `json:"image"`
+	Config string `json:"config"` // SHA-256 in hex
+}
+
+// PutRecord remembers the image of a manifest (SHA-256 in hex).
+func (s *Store) PutRecord(manifest string, r Record) error {
+	if !isHex(manifest) {
+		return fmt.Errorf("%.80q is not a SHA-256", manifest)
+	}
+	return writeJSON(filepath.Join(s.dir, "records", manifest+".json"), r)
+}
+
+// Record gives back what PutRecord kept, or an error that wraps ErrNotCached.
+func (s *Store) Record(manifest string) (Record, error) {
+	var r Record
+	if !isHex(manifest) {
+		return r, fmt.Errorf("%.80q is not a SHA-256", manifest)
+	}
+	err := readJSON(filepath.Join(s.dir, "records", manifest+".json"), &r)
+	if err == nil && !isHex(string(r.Image)) {
+		err = fmt.Errorf("%w: the record of manifest %s", ErrNotCached, manifest)
+	}
+	return r, err
+}
