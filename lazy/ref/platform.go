@@ -161,7 +161,7 @@ func Select(p Platform, ds []v1.Descriptor) (v1.Descriptor, error) {
 	best, rank := -1, len(order)+1
 	var have []Platform
 	for i, d := range ds {
-		if !d.MediaType.IsImage() && !d.MediaType.IsIndex() || attestation(d) {
+		if !IsImage(d) {
 			continue
 		}
 		if d.Platform == nil {
@@ -184,8 +184,10 @@ func Select(p Platform, ds []v1.Descriptor) (v1.Descriptor, error) {
 	return ds[best], nil
 }
 
-// attestation says that d is what build tools put beside the images of an index (provenance, SBOM).
-func attestation(d v1.Descriptor) bool {
-	return d.Annotations["vnd.docker.reference.type"] != "" ||
+// IsImage says that an index's entry is an image or a nested index, not what build tools put beside them (provenance,
+// SBOM) nor anything else.
+func IsImage(d v1.Descriptor) bool {
+	attestation := d.Annotations["vnd.docker.reference.type"] != "" ||
 		d.Platform != nil && d.Platform.OS == "unknown" && d.Platform.Architecture == "unknown"
+	return !attestation && (d.MediaType.IsImage() || d.MediaType.IsIndex())
 }

@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/google/go-containerregistry/pkg/v1/types"
 )
 
 const hex64 = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
@@ -145,4 +147,30 @@ func FuzzParse(f *testing.F) {
 			t.Fatalf("Parse(%q) = %#v, again %#v", s, r, again)
 		}
 	})
+}
+
+func TestKind(t *testing.T) {
+	const manifest, index, docker = types.OCIManifestSchema1, types.OCIImageIndex, types.DockerManifestSchema2
+	for _, tt := range []struct {
+		name, body string
+		said, want types.MediaType // want empty: ErrUnsupported
+	}{
+		{"as said", `{"config":{}}`, docker, docker},
+		{"both say", `{"mediaType":"` + string(manifest) + `"}`, manifest, manifest},
+		{"contradiction", `{"mediaType":"` + string(manifest) + `"}`, index, ""},
+		{"body says", `{"mediaType":"` + string(docker) + `"}`, "application/json", docker},
+		{"shape of an index", `{"manifests":[]}`, "", index},
+		{"shape of a manifest", `{"config":{}}`, "", manifest},
+		{"both shapes", `{"manifests":[],"config":{}}`, manifest, ""},
+		{"no shape", `{}`, "", ""},
+		{"schema 1", `{"schemaVersion":1,"config":{}}`, "", ""},
+		{"something else", `{"mediaType":"application/x"}`, "", ""},
+		{"not JSON", `<html>`, manifest, ""},
+		{"not an object", `[]`, manifest, ""},
+	} {
+		got, err := Kind([]byte(tt.body), tt.said)
+		if got != tt.want || errors.Is(err, ErrUnsupported) != (tt.want == "") {
+			t.Errorf("%s: got %q, %v, want %q", tt.name, got, err, tt.want)
+		}
+	}
 }

@@ -3,8 +3,6 @@ package registry
 import (
 	"bytes"
 	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"mime"
@@ -17,14 +15,12 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 
 	"github.com/pexfs/pex/lazy/blob"
+	"github.com/pexfs/pex/lazy/ref"
 )
 
 // maxManifest is the largest manifest, index or configuration that is read, in bytes. Registries are asked to accept
 // manifests of 4 MiB by the distribution specification; configurations have no limit there.
 const maxManifest = 8 << 20
-
-// ErrUnsupported is wrapped where the registry has something that isn't an image of a kind this package knows.
-var ErrUnsupported = errors.New("unsupported kind of image")
 
 // accept lists the media types of the manifests and indexes that are understood.
 const accept = string(types.OCIImageIndex) + ", " + string(types.OCIManifestSchema1) + ", " +
@@ -59,7 +55,7 @@ func (r *Repo) Resolve(ctx context.Context) (v1.Descriptor, error) {
 	if d, ok := r.ref.(name.Digest); ok {
 		h, err := v1.NewHash(d.DigestStr())
 		if err == nil {
-			err = verify(found.body, h)
+			err = blob.Verify(found.body, h)
 		}
 		if err != nil {
 			return v1.Descriptor{}, fmt.Errorf("resolving %s: %w", r.ref.Name(), err)
@@ -87,7 +83,7 @@ func (r *Repo) Manifest(ctx context.Context, d v1.Descriptor) ([]byte, error) {
 	if known.desc.Digest == d.Digest && known.desc.Size == d.Size {
 		return known.body, nil
 	}
-	if int64(len(d.Data)) == d.Size && verify(d.Data, d.Digest) == nil {
+	if int64(len(d.Data)) == d.Size && blob.Verify(d.Data, d.Digest) == nil {
 		return d.Data, nil
 	}
 	what, kind, accepted := "blob "+d.Digest.String(), "blobs", ""
@@ -107,7 +103,7 @@ func (r *Repo) Manifest(ctx context.Context, d v1.Descriptor) ([]byte, error) {
 		if int64(len(body)) != d.Size {
 			err = fmt.Errorf("%w: it has %d bytes, want %d", blob.ErrDigestMismatch, len(body), d.Size)
 		} else {
-			err = verify(body, d.Digest)
+			err = blob.Verify(body, d.Digest)
 		}
 		if err != nil {
 			return &Error{What: what, URL: redact(resp.Request.URL), err: err}
@@ -197,42 +193,13 @@ func (h *heartbeat) Read(p []byte) (int, error) {
 
 // describe makes the descriptor of a manifest or index that came by tag.
 func describe(body []byte, h http.Header) (v1.Descriptor, error) {
-	var m struct {
-		SchemaVersion int             `json:"schemaVersion"`
-		MediaType     types.MediaType `json:"mediaType"`
-		Manifests     json.RawMessage `json:"manifests"`
-		Config        json.RawMessage `json:"config"`
-		Layers        json.RawMessage `json:"layers"`
-	}
-	if err := json.Unmarshal(body, &m); err != nil {
-		return v1.Descriptor{}, fmt.Errorf("%w: the manifest is not JSON: %w", ErrUnsupported, err)
-	}
 	said, _, err := mime.ParseMediaType(h.Get("Content-Type"))
 	if err != nil {
 		said = ""
 	}
-	mt := types.MediaType(said)
-	switch {
-	case mt.IsImage() || mt.IsIndex():
-		if m.MediaType != "" && m.MediaType != mt {
-			return v1.Descriptor{}, fmt.Errorf("%w: a manifest that calls itself %q came as %q", ErrUnsupported,
-				printable(string(m.MediaType)), mt)
-		}
-	case m.MediaType != "":
-		mt = m.MediaType
-	case m.Manifests != nil:
-		mt = types.OCIImageIndex
-	case m.Config != nil:
-		mt = types.OCIManifestSchema1
-	}
-	switch {
-	case m.SchemaVersion == 1 || mt == types.DockerManifestSchema1 || mt == types.DockerManifestSchema1Signed:
-		return v1.Descriptor{}, fmt.Errorf("%w: a manifest of docker's old schema 1", ErrUnsupported)
-	case !mt.IsImage() && !mt.IsIndex():
-		return v1.Descriptor{}, fmt.Errorf("%w: media type %q", ErrUnsupported, printable(string(mt)))
-	case m.Manifests != nil && (m.Layers != nil || m.Config != nil):
-		// Readers disagree on what such a document is (CVE-2021-41190).
-		return v1.Descriptor{}, fmt.Errorf("%w: a manifest that is an index too", ErrUnsupported)
+	mt, err := ref.Kind(body, types.MediaType(said))
+	if err != nil {
+		return v1.Descriptor{}, err
 	}
 	digest, size, err := v1.SHA256(bytes.NewReader(body))
 	if err != nil {
@@ -243,19 +210,6 @@ func describe(body []byte, h http.Header) (v1.Descriptor, error) {
 			printable(claim), digest)
 	}
 	return v1.Descriptor{MediaType: mt, Digest: digest, Size: size}, nil
-}
-
-// verify says whether b has the digest want.
-func verify(b []byte, want v1.Hash) error {
-	h, err := v1.Hasher(want.Algorithm)
-	if err != nil {
-		return err
-	}
-	h.Write(b)
-	if got := fmt.Sprintf("%x", h.Sum(nil)); got != want.Hex {
-		return fmt.Errorf("%w: it is %s:%s, want %s", blob.ErrDigestMismatch, want.Algorithm, got, want)
-	}
-	return nil
 }
 
 // checkDescriptor says whether d can be asked for: its digest becomes a part of a URL.

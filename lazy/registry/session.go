@@ -48,23 +48,27 @@ type state struct {
 }
 
 func newSession(repo name.Repository, o Options) *session {
-	s := &session{
-		repo:  repo,
-		auth:  o.Auth,
-		plain: o.Insecure || loopback(repo.RegistryStr()),
-		turn:  make(chan struct{}, 1),
-	}
-	g := &guard{base: o.Transport, plain: s.plain, agent: o.UserAgent}
+	s := &session{repo: repo, auth: o.Auth, plain: o.plain(repo), turn: make(chan struct{}, 1)}
+	s.base = o.RoundTripper(repo)
+	s.client = &http.Client{Transport: s, CheckRedirect: limitRedirects}
+	return s
+}
+
+// RoundTripper is what carries the requests of a Repo beneath authentication: o.Transport, or a new one, that names the
+// program and refuses plain HTTP where that isn't permitted. It is for other clients of the same registry.
+func (o Options) RoundTripper(repo name.Repository) http.RoundTripper {
+	g := &guard{base: o.Transport, plain: o.plain(repo), agent: o.UserAgent}
 	if g.base == nil {
 		g.base = NewTransport()
 	}
 	if g.agent == "" {
 		g.agent = "pex"
 	}
-	s.base = g
-	s.client = &http.Client{Transport: s, CheckRedirect: limitRedirects}
-	return s
+	return g
 }
+
+// plain says whether plain HTTP may be spoken with repo's registry.
+func (o Options) plain(repo name.Repository) bool { return o.Insecure || loopback(repo.RegistryStr()) }
 
 func limitRedirects(_ *http.Request, via []*http.Request) error {
 	if len(via) >= 8 {

@@ -145,8 +145,8 @@ func (b *Builder) add(e *Entry) error {
 		return nil
 	}
 	for _, p := range parts[:len(parts)-1] {
-		if strings.HasPrefix(p, opaque) {
-			return nil // AUFS's own folders
+		if strings.HasPrefix(p, whiteout) {
+			return nil // below a whiteout, or in AUFS's own folders, nothing is part of the tree
 		}
 	}
 	last := parts[len(parts)-1]
@@ -227,6 +227,11 @@ func (b *Builder) put(dir *node, name string, n *node) {
 		name = strings.Clone(name) // it may be a part of a much longer one
 	}
 	dir.children[name] = dirent{n, b.layer}
+	b.touch(dir)
+}
+
+// touch notes that this layer has something in dir.
+func (b *Builder) touch(dir *node) {
 	for d := dir; d.touched != b.layer+1; d = d.parent {
 		d.touched = b.layer + 1
 	}
@@ -292,13 +297,11 @@ func (b *Builder) marker(parent []string, name string) error {
 	case hide == "" || hide == "." || hide == "..":
 		return fmt.Errorf("a whiteout of %q", hide)
 	}
-	dir, err := b.walk(parent, false)
-	if err != nil || dir == nil {
-		if name == ".wh..wh..opq" && err == nil {
-			_, err = b.walk(parent, true) // the marker implies its directory
-		}
+	dir, err := b.parent(parent) // a marker implies its directory, as any entry does
+	if err != nil {
 		return err
 	}
+	b.touch(dir)
 	if name == ".wh..wh..opq" {
 		b.hide(dir)
 		return nil
@@ -321,12 +324,15 @@ func (b *Builder) spare(d dirent) bool {
 	if d.node.attr.Type != Dir || d.node.touched != b.layer+1 {
 		return false
 	}
-	if d.node.hidden != b.layer+1 {
-		d.node.attr = Attr{Type: Dir, Mode: 0o755, Content: noContent}
-		d.node.xattrs = nil
-	}
+	d.node.forget()
 	b.hide(d.node)
 	return true
+}
+
+// forget makes a directory as if implied.
+func (n *node) forget() {
+	n.attr = Attr{Type: Dir, Mode: 0o755, Content: noContent}
+	n.xattrs = nil
 }
 
 // hide takes everything that lower layers gave out of a directory, at any depth.
@@ -345,10 +351,7 @@ func (b *Builder) hide(dir *node) {
 				todo = append(todo, d.node)
 			case d.layer == b.layer:
 			case isDir && d.node.touched == b.layer+1:
-				if d.node.hidden != b.layer+1 {
-					d.node.attr = Attr{Type: Dir, Mode: 0o755, Content: noContent}
-					d.node.xattrs = nil
-				}
+				d.node.forget()
 				todo = append(todo, d.node)
 			default:
 				delete(dir.children, name)

@@ -1,0 +1,50 @@
+# `make demo` runs the main job for real; `make test` is all of CI. Both install what they need (as root: Debian packages).
+
+GO      ?= go
+BUILD   := $(CURDIR)/build
+BIN     := $(BUILD)/bin
+KERNEL  := $(BUILD)/cache/kernels/default
+# what tests and demo use beside Go: a VMM, FUSE's helper, and judges nobody here wrote
+PACKAGES := qemu-system-x86 qemu-system-data fuse3 erofs-utils mmdebstrap umoci skopeo docker-registry cryptsetup-bin ca-certificates procps
+
+export PATH := $(BIN):$(PATH)
+export PEX_BUILD := $(BUILD)
+
+.PHONY: all build deps kernel image demo lint test clean
+all: build
+
+build:
+	CGO_ENABLED=0 $(GO) build -trimpath -o $(BIN)/ ./cmd/pex ./cmd/pexfs
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w" -o $(BIN)/ ./cmd/pex-init
+
+# dpkg -s fails on the first package that is missing; then all are asked for
+deps:
+	@dpkg -s $(PACKAGES) >/dev/null 2>&1 || { \
+	  apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends -o DPkg::Lock::Timeout=600 $(PACKAGES); }
+
+kernel: $(KERNEL)
+$(KERNEL): | build deps
+	$(BIN)/pex kernel fetch --cache-dir $(BUILD)/cache
+
+# a Debian with python3, in two layers, and the same as eStargz
+image: $(BUILD)/image/demo-estargz/index.json
+$(BUILD)/image/demo-estargz/index.json: e2e/demo/make-image | build deps
+	e2e/demo/make-image $(BUILD)/image
+
+demo: build deps kernel image
+	@e2e/demo/run $(BUILD)
+
+lint:
+	@test -z "$$(gofmt -l .)" || { echo "not gofmt'd:"; gofmt -l .; exit 1; }
+	$(GO) vet ./...
+	$(GO) tool staticcheck ./...
+
+# Every test runs: a skipped one fails the whole.
+test: build deps kernel image lint
+	@$(GO) test -v -count=1 -timeout 18m ./... >$(BUILD)/test.log 2>&1; s=$$?; \
+	  grep -E '^(ok|FAIL|panic:|\?)|^ *--- (FAIL|SKIP)' $(BUILD)/test.log; \
+	  if [ $$s != 0 ]; then echo; tail -n 200 $(BUILD)/test.log; exit $$s; fi; \
+	  if grep -q '^ *--- SKIP' $(BUILD)/test.log; then echo "tests were skipped"; exit 1; fi
+
+clean:
+	rm -rf $(BUILD)
