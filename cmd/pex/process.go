@@ -1,0 +1,119 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+
+	"github.com/pexfs/pex/vm"
+	"github.com/pexfs/pex/vm/guest"
+)
+
+// processFlags are the choices of a command line that change an image's own.
+type processFlags struct {
+	args       []string
+	entrypoint *string // nil: the image's
+	env        []string
+	dir        string
+	user       string
+	stdin      bool
+}
+
+// newProcess says what to run, by docker's rules: arguments replace the image's
+// command and follow its entrypoint; another entrypoint drops the image's command.
+func newProcess(image v1.Config, f processFlags, lookup func(string) (string, bool)) (guest.Process, error) {
+	entrypoint, args := image.Entrypoint, f.args
+	if f.entrypoint != nil {
+		entrypoint = nil
+		if *f.entrypoint != "" {
+			entrypoint = []string{*f.entrypoint}
+		}
+	} else if len(args) == 0 {
+		args = image.Cmd
+	}
+	p := guest.Process{
+		Args:  slices.Concat(entrypoint, args),
+		Dir:   image.WorkingDir,
+		User:  image.User,
+		Stdin: f.stdin,
+	}
+	if len(p.Args) == 0 || p.Args[0] == "" {
+		return guest.Process{}, hinted{errors.New("no program to run: the image names none"), "name one after the image"}
+	}
+	if f.dir != "" {
+		p.Dir = f.dir
+	}
+	if f.user != "" {
+		p.User = f.user
+	}
+	if p.Dir != "" && p.Dir[0] != '/' {
+		return guest.Process{}, fmt.Errorf("working directory %q: want an absolute path", p.Dir)
+	}
+	var err error
+	p.Env, err = mergeEnv(image.Env, f.env, lookup)
+	return p, err
+}
+
+// mergeEnv changes an environment. NAME=VALUE sets, NAME takes this process's value,
+// or takes the variable away if it has none. Of several settings the last one counts.
+func mergeEnv(env, changes []string, lookup func(string) (string, bool)) ([]string, error) {
+	var merged []string
+	for i, e := range slices.Concat(env, changes) {
+		name, _, set := strings.Cut(e, "=")
+		if name == "" {
+			if i < len(env) {
+				continue // an image's oddity is no reason not to run it
+			}
+			return nil, fmt.Errorf("environment variable %q: no name", e)
+		}
+		if !set && i >= len(env) {
+			if value, ok := lookup(name); ok {
+				e, set = name+"="+value, true
+			}
+		}
+		at := slices.IndexFunc(merged, func(m string) bool { return strings.HasPrefix(m, name+"=") })
+		switch {
+		case set && at >= 0:
+			merged[at] = e
+		case set:
+			merged = append(merged, e)
+		case at >= 0:
+			merged = slices.Delete(merged, at, at+1)
+		}
+	}
+	return merged, nil
+}
+
+// memorySize is a flag: a number of bytes, or of KiB, MiB, GiB with k, m, g. It is
+// rounded up to MiB.
+type memorySize int64
+
+func (m *memorySize) String() string {
+	if *m%(1<<30) == 0 {
+		return strconv.FormatInt(int64(*m)>>30, 10) + "g"
+	}
+	return strconv.FormatInt(int64(*m)>>20, 10) + "m"
+}
+
+// Type names the flag's value in usage messages.
+func (m *memorySize) Type() string { return "size" }
+
+// Set reads a size.
+func (m *memorySize) Set(s string) error {
+	digits := strings.TrimRight(strings.ToLower(s), "bkmg")
+	n, err := strconv.ParseInt(digits, 10, 64)
+	shift := map[string]int{"": 0, "b": 0, "k": 10, "kb": 10, "m": 20, "mb": 20, "g": 30, "gb": 30}
+	by, ok := shift[strings.ToLower(s[len(digits):])]
+	if err != nil || !ok || n < 0 {
+		return errors.New("want a number of bytes, or one with k, m or g")
+	}
+	if n > vm.MaxMemory>>by || n<<by < vm.MinMemory {
+		return fmt.Errorf("want %dm to %dg", vm.MinMemory>>20, int64(vm.MaxMemory)>>30)
+	}
+	*m = memorySize((n<<by + 1<<20 - 1) >> 20 << 20)
+	return nil
+}

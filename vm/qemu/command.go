@@ -1,0 +1,92 @@
+package qemu
+
+import (
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/pexfs/pex/vm"
+)
+
+// The descriptors that QEMU inherits, in the order of Command's files.
+const (
+	firstFD = 3
+	portFD  = firstFD     // the port to PID 1
+	qmpFD   = firstFD + 1 // QMP
+	rootFD  = firstFD + 2 // the root: a vhost-user socket or the image
+)
+
+// kernelParams are the kernel parameters of every machine. A panic resets the
+// machine, which ends it. The others cut the boot: without cryptomgr.notests,
+// self-tests of ciphers are more than half of the instructions that a boot takes.
+var kernelParams = []string{
+	"console=ttyS0",
+	"quiet",
+	"panic=-1",
+	"cryptomgr.notests",
+	"no_timer_check",
+	"init_on_alloc=0",
+	"initcall_blacklist=tracer_init_tracefs",
+}
+
+// Command gives QEMU's command line for s.
+func (q *QEMU) Command(s vm.Spec) (argv []string, files []*os.File, err error) {
+	if err := s.Check(); err != nil {
+		return nil, nil, err
+	}
+	argv = []string{
+		q.path,
+		"-nodefaults", "-no-user-config", "-nographic", "-no-reboot",
+		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
+		"-machine", "pc,accel=" + string(s.Accel) + ",memory-backend=mem,hpet=off,vmport=off,usb=off",
+		"-smp", strconv.Itoa(s.VCPUs),
+	}
+	// KVM: what this processor has. TCG: all that QEMU can translate, so that
+	// programs built for newer processors run.
+	if s.Accel == vm.KVM {
+		argv = append(argv, "-cpu", "host")
+	} else {
+		argv = append(argv, "-cpu", "max")
+	}
+	if q.firmware != "" {
+		argv = append(argv, "-bios", q.firmware)
+	}
+	argv = append(argv,
+		"-kernel", s.Kernel,
+		"-initrd", s.Initrd,
+		"-append", strings.Join(append(kernelParams[:len(kernelParams):len(kernelParams)], s.Cmdline...), " "),
+		"-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console",
+		"-chardev", fmt.Sprintf("socket,id=qmp,fd=%d", qmpFD), "-mon", "chardev=qmp,mode=control",
+		"-device", "virtio-serial-pci",
+		"-chardev", fmt.Sprintf("socket,id=port,fd=%d", portFD),
+		"-device", "virtserialport,chardev=port,name="+vm.PortName,
+		"-object", "rng-builtin,id=rng", "-device", "virtio-rng-pci,rng=rng",
+	)
+	// Guest memory is a memfd that is shared with the vhost-user device and
+	// sealed, so that it can't shrink under it.
+	const memory = "memory-backend-memfd,id=mem,share=on,seal=on,size=%dM"
+	mib := s.Memory >> 20
+	argv = append(argv, "-object", fmt.Sprintf(memory, mib))
+
+	files = []*os.File{nil, nil}
+	switch r := s.Rootfs.(type) {
+	case vm.VirtioFS:
+		files = append(files, r.Conn)
+		argv = append(argv,
+			"-m", fmt.Sprintf("%dM", mib),
+			"-chardev", fmt.Sprintf("socket,id=root,fd=%d", rootFD),
+			"-device", "vhost-user-fs-pci,chardev=root,queue-size=1024,tag="+r.Tag,
+		)
+	case vm.Pmem:
+		files = append(files, r.File)
+		// Without readonly=on root in the guest could write to the host's
+		// file. Persistent memory lies above the memory, within maxmem.
+		argv = append(argv,
+			"-m", fmt.Sprintf("%dM,slots=1,maxmem=%dM", mib, mib+r.Size>>20),
+			"-object", fmt.Sprintf("memory-backend-file,id=root,share=on,readonly=on,mem-path=/proc/self/fd/%d,size=%d", rootFD, r.Size),
+			"-device", "virtio-pmem-pci,memdev=root",
+		)
+	}
+	return argv, files, nil
+}
