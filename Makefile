@@ -5,7 +5,7 @@ BUILD   := $(CURDIR)/build
 BIN     := $(BUILD)/bin
 KERNEL  := $(BUILD)/cache/kernels/default
 # what tests and demo use beside Go: a VMM, FUSE's helper, and judges nobody here wrote
-PACKAGES := qemu-system-x86 qemu-system-data fuse3 erofs-utils mmdebstrap umoci skopeo docker-registry cryptsetup-bin ca-certificates procps
+PACKAGES := qemu-system-x86 qemu-system-data fuse3 erofs-utils mmdebstrap umoci skopeo docker-registry cryptsetup-bin ca-certificates procps curl
 
 export PATH := $(BIN):$(PATH)
 export PEX_BUILD := $(BUILD)

@@ -178,26 +178,25 @@ func (im *Image) Need(ctx context.Context, off, n int64) error {
 
 // hasChunk tells whether a chunk was written, by this process or an earlier one.
 func (im *Image) hasChunk(e extent, k int) bool {
-	ch := im.plan.chunk(k)
-	if im.file.Has(e.off+ch.Off, ch.Size) {
-		return true
-	}
 	im.mu.Lock()
 	defer im.mu.Unlock()
-	return im.done[k]
+	return im.hasChunkLocked(e, k)
+}
+
+func (im *Image) hasChunkLocked(e extent, k int) bool {
+	ch := im.plan.chunk(k)
+	return im.done[k] || im.file.Has(e.off+ch.Off, ch.Size)
 }
 
 // copyClone takes a content from another image.
 func (im *Image) copyClone(ctx context.Context, i int, e extent) error {
-	_, _, err := im.join(ctx, -1-i, func(ctx context.Context, j *job) error {
+	return im.obtain(ctx, []int{-1 - i}, func(int) bool { return im.file.Has(e.off, e.size) }, func(ctx context.Context, j *job) error {
 		cl := im.clones[i]
 		return im.file.Clone(e.off, cl.from.File(), cl.off, e.size, cl.from.Leaves(cl.off, e.size))
 	})
-	return err
 }
 
-// job is a fetch of neighbouring chunks of a layer. Everybody who wants one of them waits for it; its context ends with
-// the last of them.
+// job is a fetch of neighbouring chunks of a layer. Its context ends with the last who waits for one of them.
 type job struct {
 	cancel  context.CancelFunc
 	waiters int
@@ -206,55 +205,92 @@ type job struct {
 	got     map[int]chan struct{} // by chunk, closed when it was written
 }
 
-// join waits for the job that has key, starting it by work where there is none; it returns as soon as the job has got key.
-func (im *Image) join(ctx context.Context, key int, work func(context.Context, *job) error, more ...int) (started bool, j *job, err error) {
-	im.mu.Lock()
-	j = im.jobsOf[key]
-	if j == nil {
-		started = true
-		wctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
-		j = &job{cancel: cancel, end: make(chan struct{}), got: map[int]chan struct{}{key: make(chan struct{})}}
-		im.jobsOf[key] = j
-		for _, k := range more {
-			if im.jobsOf[k] == nil {
-				im.jobsOf[k] = j
-				j.got[k] = make(chan struct{})
-			}
+// obtain waits until everything in keys is there: by the jobs under way that others started, and by one of its own, work, for
+// what nobody has started. A job that others gave up is started anew. has is called with im.mu held.
+func (im *Image) obtain(ctx context.Context, keys []int, has func(key int) bool, work func(context.Context, *job) error) error {
+	for {
+		type wait struct {
+			j   *job
+			key int
 		}
-		im.jobs.Add(1)
-		go func() {
-			defer im.jobs.Done()
-			err := work(wctx, j)
-			cancel()
-			im.mu.Lock()
-			j.err = err
-			for k := range j.got {
-				if im.jobsOf[k] == j {
-					delete(im.jobsOf, k)
-				}
-			}
-			im.mu.Unlock()
-			close(j.end)
-		}()
-	}
-	j.waiters++
-	got := j.got[key]
-	im.mu.Unlock()
-	defer func() {
+		var waits []wait
+		held := make(map[*job]bool)
+		var own *job
 		im.mu.Lock()
-		if j.waiters--; j.waiters == 0 {
-			j.cancel()
+		for _, k := range keys {
+			if has(k) {
+				continue
+			}
+			j := im.jobsOf[k]
+			if j == nil {
+				if own == nil {
+					own = &job{end: make(chan struct{}), got: make(map[int]chan struct{})}
+				}
+				own.got[k] = make(chan struct{})
+				im.jobsOf[k] = own
+				j = own
+			}
+			if !held[j] {
+				held[j] = true
+				j.waiters++
+			}
+			waits = append(waits, wait{j, k})
+		}
+		if own != nil {
+			wctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+			own.cancel = cancel
+			im.jobs.Add(1)
+			go im.do(wctx, own, work)
 		}
 		im.mu.Unlock()
-	}()
-	select {
-	case <-got:
-		return started, j, nil
-	case <-j.end:
-		return started, j, j.err
-	case <-ctx.Done():
-		return started, j, context.Cause(ctx)
+
+		var err error
+		again := false
+		for _, w := range waits {
+			select {
+			case <-w.j.got[w.key]:
+				continue
+			case <-w.j.end:
+				if w.j.err == nil {
+					continue
+				}
+				if w.j != own && errors.Is(w.j.err, context.Canceled) {
+					again = true
+					continue
+				}
+				err = w.j.err
+			case <-ctx.Done():
+				err = context.Cause(ctx)
+			}
+			break
+		}
+		im.mu.Lock()
+		for j := range held {
+			if j.waiters--; j.waiters == 0 {
+				j.cancel()
+			}
+		}
+		im.mu.Unlock()
+		if err != nil || !again {
+			return err
+		}
 	}
+}
+
+// do runs a job and takes it off the list.
+func (im *Image) do(ctx context.Context, j *job, work func(context.Context, *job) error) {
+	defer im.jobs.Done()
+	err := work(ctx, j)
+	im.mu.Lock()
+	j.err = err
+	for k := range j.got {
+		if im.jobsOf[k] == j {
+			delete(im.jobsOf, k)
+		}
+	}
+	im.mu.Unlock()
+	j.cancel()
+	close(j.end)
 }
 
 // Fetches of neighbouring chunks are merged up to fetchMax compressed bytes over gaps of at most fetchGap.
@@ -307,21 +343,13 @@ func (im *Image) fetchAll(ctx context.Context, pairs []int) error {
 	return context.Cause(ctx)
 }
 
-// fetch waits until every chunk of r was written, by jobs of its own or of others.
+// fetch waits until every chunk of r was written, by a job of its own or by others.
 func (im *Image) fetch(ctx context.Context, r run) error {
+	ext := make(map[int]extent, len(r.chunk))
 	for i, k := range r.chunk {
-		for tries := 0; !im.hasChunk(im.plan.extent(r.ext[i]), k); tries++ {
-			started, _, err := im.join(ctx, k, func(ctx context.Context, j *job) error { return im.fetchRun(ctx, r, j) }, r.chunk[i+1:]...)
-			if err == nil {
-				break
-			}
-			// another's job that was given up is no reason to fail
-			if started || ctx.Err() != nil || !errors.Is(err, context.Canceled) || tries > 100 {
-				return err
-			}
-		}
+		ext[k] = im.plan.extent(r.ext[i])
 	}
-	return nil
+	return im.obtain(ctx, r.chunk, func(k int) bool { return im.hasChunkLocked(ext[k], k) }, func(ctx context.Context, j *job) error { return im.fetchRun(ctx, r, j) })
 }
 
 // fetchRun fetches those chunks of r that j has taken over.
@@ -329,12 +357,9 @@ func (im *Image) fetchRun(ctx context.Context, r run, j *job) error {
 	var ext, nums []int
 	var chunks []layer.Chunk
 	for i, k := range r.chunk {
-		if _, mine := j.got[k]; mine && !im.hasChunk(im.plan.extent(r.ext[i]), k) {
+		if _, mine := j.got[k]; mine {
 			ext, nums, chunks = append(ext, r.ext[i]), append(nums, k), append(chunks, im.plan.chunk(k))
 		}
-	}
-	if len(nums) == 0 {
-		return nil
 	}
 	im.mu.Lock()
 	repo := im.repo

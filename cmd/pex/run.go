@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"sync"
 	"syscall"
 	"time"
 
@@ -82,13 +83,15 @@ Signals go to the program. Three times Ctrl-C within two seconds end the machine
 
 // run runs a program and ends with its status.
 func run(ctx context.Context, name string, f runFlags) error {
+	var watcher sync.WaitGroup
+	defer watcher.Wait()
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	in := make(chan os.Signal, 16)
 	signal.Notify(in, forwarded...)
 	defer signal.Stop(in)
 	started := make(chan func(syscall.Signal))
-	go watchSignals(ctx, in, started, func(i *interruption) { cancel(i) })
+	watcher.Go(func() { watchSignals(ctx, in, started, func(i *interruption) { cancel(i) }) })
 
 	begin := time.Now()
 	image, set, err := prepare(ctx, name, f)

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"os"
+	"sync"
 	"syscall"
 	"time"
 )
@@ -24,10 +25,13 @@ var forwarded = []os.Signal{
 // which. Afterwards they go to the program, until the user's patience has ended.
 //
 // Forwarding may wait for the guest for as long as it likes: signals that find
-// others still waiting are counted all the same.
+// others still waiting are counted all the same. It must end with the machine,
+// for watchSignals waits for it.
 func watchSignals(ctx context.Context, in <-chan os.Signal, started <-chan func(syscall.Signal), kill func(*interruption)) {
 	forward := make(chan syscall.Signal, 16)
 	forwarding := false
+	var forwarder sync.WaitGroup
+	defer forwarder.Wait()
 	defer close(forward)
 	var interrupts []time.Time
 	var grace <-chan time.Time
@@ -35,11 +39,11 @@ func watchSignals(ctx context.Context, in <-chan os.Signal, started <-chan func(
 		select {
 		case send := <-started:
 			forwarding = true
-			go func() { // ends with the machine, which ends a send
+			forwarder.Go(func() {
 				for s := range forward {
 					send(s)
 				}
-			}()
+			})
 		case s := <-in:
 			sig := s.(syscall.Signal)
 			if !forwarding {
