@@ -32,6 +32,7 @@ const (
 	modeBlock   = 0o060000
 	modeRegular = 0o100000
 	modeSymlink = 0o120000
+	modeSocket  = 0o140000
 )
 
 // Super is what an image says of itself. Sizes are bytes.
@@ -43,10 +44,14 @@ type Super struct {
 	RootNid    uint64
 }
 
-// Image is an image open for reading.
+// Image is an image open for reading. It may be used concurrently if its ReaderAt may, and keeps nothing of what it read but the
+// superblock.
 type Image struct {
 	r     io.ReaderAt
 	super Super
+	// the time of compact inodes
+	mtime     int64
+	mtimeNsec uint32
 }
 
 // Open reads and checks the superblock of an image of size bytes.
@@ -67,12 +72,13 @@ func Open(r io.ReaderAt, size int64) (*Image, error) {
 		return nil, fmt.Errorf("%w: blocks of 2^%d bytes", ErrUnsupported, s.BlockBits)
 	case s.FeatureIncompat != 0:
 		return nil, fmt.Errorf("%w: incompatible features %#x", ErrUnsupported, s.FeatureIncompat)
-	case s.FeatureCompat&disk.CompatChecksum != 0 && s.Checksum != checksum(b[:]):
-		return nil, fmt.Errorf("%w: superblock checksum %#x, its bytes have %#x", ErrInvalid, s.Checksum, checksum(b[:]))
+	case s.FeatureCompat&disk.CompatChecksum != 0 && s.Checksum != superChecksum(b[:]):
+		return nil, fmt.Errorf("%w: superblock checksum %#x, its bytes have %#x", ErrInvalid, s.Checksum, superChecksum(b[:]))
 	case int64(s.Blocks) > size/blockSize || s.MetaBlock >= s.Blocks:
 		return nil, fmt.Errorf("%w: %d blocks, metadata at %d, in %d bytes", ErrInvalid, s.Blocks, s.MetaBlock, size)
 	}
-	return &Image{r, Super{UUID: s.UUID, Inodes: s.Inodes, Size: int64(s.Blocks) * blockSize, MetaOffset: int64(s.MetaBlock) * blockSize, RootNid: uint64(s.RootNid)}}, nil
+	super := Super{UUID: s.UUID, Inodes: s.Inodes, Size: int64(s.Blocks) * blockSize, MetaOffset: int64(s.MetaBlock) * blockSize, RootNid: uint64(s.RootNid)}
+	return &Image{r: r, super: super, mtime: int64(s.BuildTime), mtimeNsec: s.BuildTimeNsec}, nil
 }
 
 func readFull(r io.ReaderAt, p []byte, off int64) error {
@@ -131,18 +137,24 @@ func (im *Image) Inode(nid uint64) (Inode, error) {
 	if off < 0 || off > im.super.Size-disk.InodeCompact {
 		return Inode{}, fmt.Errorf("%w: nid %d", ErrInvalid, nid)
 	}
-	var b [disk.InodeExtended]byte
+	buf := blockPool.Get().(*[blockSize]byte)
+	defer blockPool.Put(buf)
+	b := buf[:disk.InodeExtended]
+	clear(b[disk.InodeCompact:]) // a compact inode may be the last of the image
 	if err := im.read(b[:min(disk.InodeExtended, im.super.Size-off)], off); err != nil {
 		return Inode{}, fmt.Errorf("reading inode %d: %w", nid, err)
 	}
 	var d disk.Inode
-	d.Decode(b[:])
+	d.Decode(b)
 	in := Inode{
 		Nid: nid, Mode: uint32(d.Mode), UID: d.UID, GID: d.GID, Nlink: d.Nlink, Size: int64(d.Size), Mtime: int64(d.Mtime), MtimeNsec: d.MtimeNsec,
 		ino: d.Ino, layout: d.Layout, start: d.Union, xattrs: d.XattrLen(), head: off + d.Len(),
 	}
-	if d.Layout != disk.LayoutPlain && d.Layout != disk.LayoutInline {
-		return Inode{}, fmt.Errorf("inode %d: %w: data layout %d", nid, ErrUnsupported, d.Layout)
+	if !d.Extended {
+		in.Mtime, in.MtimeNsec = im.mtime, im.mtimeNsec
+	}
+	if d.Layout != disk.LayoutPlain && d.Layout != disk.LayoutInline || d.Flags != 0 {
+		return Inode{}, fmt.Errorf("inode %d: %w: data layout %d, flags %#x", nid, ErrUnsupported, d.Layout, d.Flags)
 	}
 	if in.Size < 0 || in.head+in.xattrs > im.super.Size || in.MtimeNsec >= 1e9 {
 		return Inode{}, fmt.Errorf("%w: inode %d: size %d, xattrs of %d bytes", ErrInvalid, nid, d.Size, in.xattrs)
@@ -154,7 +166,7 @@ func (im *Image) Inode(nid uint64) (Inode, error) {
 		}
 	case modeChar, modeBlock:
 		in.Rdev = d.Union
-	case modeFifo, 0o140000:
+	case modeFifo, modeSocket:
 	default:
 		return Inode{}, fmt.Errorf("%w: inode %d: mode %#o", ErrInvalid, nid, in.Mode)
 	}
@@ -168,8 +180,8 @@ func (im *Image) checkData(in Inode) error {
 		tail := in.Size % blockSize
 		blocks -= tail
 		at := in.head + in.xattrs
-		if at%blockSize+tail > blockSize || at > im.super.Size-tail {
-			return fmt.Errorf("%w: inode %d: its tail crosses a block", ErrInvalid, in.Nid)
+		if tail == 0 && in.Size > 0 || at%blockSize+tail > blockSize || at > im.super.Size-tail {
+			return fmt.Errorf("%w: inode %d: its inline tail of %d bytes is none or crosses a block's end", ErrInvalid, in.Nid, tail)
 		}
 	}
 	if off := int64(in.start) * blockSize; blocks > 0 && (off > im.super.Size || blocks > im.super.Size-off) {
@@ -202,7 +214,7 @@ func (im *Image) Readlink(in Inode) ([]byte, error) {
 	if !in.IsSymlink() {
 		return nil, fmt.Errorf("inode %d: %w", in.Nid, ErrNotSymlink)
 	}
-	if in.Size <= 0 || in.Size >= blockSize {
+	if in.Size <= 0 || in.Size > disk.MaxTarget {
 		return nil, fmt.Errorf("%w: inode %d: a symlink's target of %d bytes", ErrInvalid, in.Nid, in.Size)
 	}
 	b := make([]byte, in.Size)

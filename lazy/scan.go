@@ -191,9 +191,9 @@ func (c *Cache) use(m v1.Manifest, cfg *v1.ConfigFile) (done func()) {
 	}
 }
 
-// keepHidden is the part of a streamed layer's contents (1/keepHidden) that is kept for other images when this image
-// doesn't show it; where more is hidden, all of it goes.
-const keepHidden = 50
+// keepHidden bounds what is kept of a streamed layer for the next image on the same base although no image shows it: up to
+// 1/keepHidden of the layer's contents. Where more is hidden, the layer would be streamed again.
+const keepHidden = 2
 
 // trim gives up what images hold of a layer's spool, and the rest too if that is much. It depends on nothing but the
 // cache folder, so that it can run again after a crash.

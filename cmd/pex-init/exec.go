@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path"
 	"strconv"
 	"strings"
 	"sync"
@@ -57,10 +58,7 @@ func (x *executor) execute(t *guest.Task) (guest.Exit, error) {
 	if err != nil {
 		return guest.Exit{}, err
 	}
-	dir := p.Dir
-	if dir == "" {
-		dir = "/"
-	}
+	dir := path.Join("/", p.Dir)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return guest.Exit{}, fmt.Errorf("making working directory: %w", err)
 	}
@@ -82,9 +80,9 @@ func (x *executor) execute(t *guest.Task) (guest.Exit, error) {
 	begin := time.Now()
 	var pid int
 	var done <-chan ended
-	err = tryAll(p.Args[0], candidates(p.Args[0], attr.Env), func(path string) error {
+	err = tryAll(p.Args[0], candidates(p.Args[0], dir, attr.Env), func(file string) error {
 		var err error
-		pid, done, err = x.reaper.start(func() (int, error) { return x.fork(dir, path, p.Args, &attr) })
+		pid, done, err = x.reaper.start(func() (int, error) { return x.fork(dir, file, p.Args, &attr) })
 		return err
 	})
 	if err != nil {
@@ -104,18 +102,18 @@ func (x *executor) execute(t *guest.Task) (guest.Exit, error) {
 }
 
 // fork starts a program in dir. It is this process that changes to dir, as root may where the program's user may not.
-func (x *executor) fork(dir, path string, args []string, attr *syscall.ProcAttr) (int, error) {
+func (x *executor) fork(dir, file string, args []string, attr *syscall.ProcAttr) (int, error) {
 	x.cwd.Lock()
 	defer x.cwd.Unlock()
 	if err := os.Chdir(dir); err != nil {
 		return 0, refuse(guest.Refused, "changing to working directory: %v", err)
 	}
-	pid, err := syscall.ForkExec(path, args, attr)
+	pid, err := syscall.ForkExec(file, args, attr)
 	return pid, errors.Join(err, os.Chdir("/"))
 }
 
 func exitOf(end ended, elapsed time.Duration, oom bool) guest.Exit {
-	e := guest.Exit{Code: end.status.ExitStatus(), Usage: guest.Usage{
+	e := guest.Exit{Code: end.status.ExitStatus(), OOM: oom, Usage: guest.Usage{
 		Elapsed:     elapsed,
 		User:        time.Duration(end.usage.Utime.Nano()),
 		System:      time.Duration(end.usage.Stime.Nano()),
@@ -126,7 +124,6 @@ func exitOf(end ended, elapsed time.Duration, oom bool) guest.Exit {
 	if end.status.Signaled() {
 		e.Signal = int(end.status.Signal())
 		e.Code = 128 + e.Signal
-		e.OOM = oom && end.status.Signal() == unix.SIGKILL
 	}
 	return e
 }

@@ -18,6 +18,7 @@ package main
 import (
 	"fmt"
 	"os"
+	"os/signal"
 	"strings"
 	"time"
 
@@ -37,6 +38,9 @@ func main() {
 			fmt.Fprintln(os.Stderr, "pex-init: panic:", v)
 		}
 	}()
+	// Programs may send signals to PID 1. They end nothing here, but for SIGCHLD (reaper), and aren't ignored either: a
+	// program would inherit that.
+	signal.Notify(make(chan os.Signal, 1))
 	if err := run(); err != nil {
 		fmt.Fprintln(os.Stderr, "pex-init: error:", err)
 	}

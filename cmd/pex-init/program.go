@@ -64,14 +64,16 @@ func environment(env []string, hostname, home string, terminal bool) []string {
 	return out
 }
 
-// candidates are the paths a program may have, in the order to try them. Folders of PATH that aren't absolute are
-// passed over, as they would mean something else in every working directory.
-func candidates(name string, env []string) []string {
-	if name == "" {
+// candidates are the absolute paths a program may have, in the order to try them; dir is its working directory. Folders
+// of PATH that aren't absolute are passed over, as they would mean something else in every working directory.
+func candidates(name, dir string, env []string) []string {
+	switch {
+	case name == "":
 		return nil
-	}
-	if strings.Contains(name, "/") {
+	case path.IsAbs(name):
 		return []string{name}
+	case strings.Contains(name, "/"):
+		return []string{dir + "/" + name} // not cleaned: what is behind a symbolic link's .. is for the kernel to say
 	}
 	var list []string
 	for _, kv := range env {

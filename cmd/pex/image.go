@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -29,6 +30,7 @@ type imageSpec struct {
 	CacheDir string        `json:"cacheDir"`
 	Opened   daemon.Opened `json:"opened"`
 	Fill     bool          `json:"fill"`
+	Who      string        `json:"who"` // reads it, for people
 }
 
 // openImage has the daemon open an image.
@@ -41,7 +43,7 @@ func openImage(ctx context.Context, name string, o cli.OpenOptions) (*openedImag
 	if err != nil {
 		return nil, fmt.Errorf("reading configuration of %s: %w", opened.Ref, err)
 	}
-	spec := imageSpec{CacheDir: o.CacheDir, Opened: *opened, Fill: o.Fill}
+	spec := imageSpec{CacheDir: o.CacheDir, Opened: *opened, Fill: o.Fill, Who: fmt.Sprintf("run, process %d", os.Getpid())}
 	spec.Opened.Config = nil
 	text, err := json.Marshal(spec)
 	if err != nil {
@@ -63,7 +65,7 @@ func attachImage(ctx context.Context, text json.RawMessage) (machine.Image, erro
 	if err != nil {
 		return nil, err
 	}
-	image, err := view.Attach(ctx, c, &spec.Opened, view.Options{Who: "run", Fill: spec.Fill})
+	image, err := view.Attach(ctx, c, &spec.Opened, view.Options{Who: spec.Who, Fill: spec.Fill})
 	if err != nil {
 		var e *daemon.Error
 		if errors.As(err, &e) {

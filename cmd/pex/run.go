@@ -108,9 +108,7 @@ func run(ctx context.Context, name string, f runFlags) error {
 		Image: image.spec, Root: f.root, VCPUs: f.vcpus, Memory: int64(f.memory),
 		Kernel: set.kernel, Initrds: set.initrds,
 		Verdicts: filepath.Join(f.image.CacheDir, "kvm-failures"),
-	}, func(why string) {
-		fmt.Fprintf(os.Stderr, "%s: warning: KVM does not work here (%s): emulating the processor, which is slower\n", program, why)
-	})
+	}, warn)
 	if err != nil {
 		return err
 	}
@@ -124,7 +122,7 @@ func run(ctx context.Context, name string, f runFlags) error {
 		fmt.Fprintf(os.Stderr, "%s: error: running %q: %s\n", program, process.Args[0], exit.Message)
 	}
 	if exit.OOM {
-		fmt.Fprintf(os.Stderr, "%s: warning: the machine ran out of memory\n%s: hint: give it more with --memory\n", program, program)
+		warn("the machine ran out of memory: give it more with --memory")
 	}
 	if exit.Code != 0 {
 		return exitStatus(exit.Code)
@@ -175,7 +173,7 @@ func runIn(ctx context.Context, m *machine.Attachment, set *bootSet, p guest.Pro
 	f.say("machine ready in %s (image %s, boot %s): %s with %s, kernel %s, root %s", round(about.Open+about.Boot),
 		round(about.Open), round(about.Boot), about.VMM, about.Accel, set.version, about.Root)
 	for _, w := range ready.Warnings {
-		fmt.Fprintf(os.Stderr, "%s: warning: machine: %s\n", program, w)
+		warn("machine: " + w)
 	}
 
 	begin := time.Now()
@@ -222,6 +220,9 @@ func (f runFlags) say(format string, args ...any) {
 		fmt.Fprintf(os.Stderr, program+": "+format+"\n", args...)
 	}
 }
+
+// warn tells the user something that doesn't end the run.
+func warn(text string) { fmt.Fprintf(os.Stderr, "%s: warning: %s\n", program, text) }
 
 func since(t time.Time) time.Duration { return round(time.Since(t)) }
 

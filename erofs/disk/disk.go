@@ -23,9 +23,12 @@ const (
 	LayoutInline = 2 // the same, but what the last block would hold follows the inode
 
 	DirentSize      = 12
-	MaxName         = 255
+	MaxName         = 255 // bytes of a name in a directory
+	MaxTarget       = 4095
 	XattrHeaderSize = 12
-	XattrEntrySize  = 4
+	XattrEntrySize  = 4 // also what entries are aligned to
+	MaxXattrName    = 255
+	MaxXattrValue   = 65535
 )
 
 // Prefixes of extended attributes' names by their index. An index of 0 has no prefix, and no kernel handler.
@@ -47,6 +50,27 @@ const (
 	TypeSocket  = 6
 	TypeSymlink = 7
 )
+
+// TypeOfMode is the type in a directory entry for a mode as stat(2) has it; 0 for a type that has none.
+func TypeOfMode(mode uint32) uint8 {
+	switch mode & 0o170000 {
+	case 0o100000:
+		return TypeRegular
+	case 0o040000:
+		return TypeDir
+	case 0o020000:
+		return TypeChar
+	case 0o060000:
+		return TypeBlock
+	case 0o010000:
+		return TypeFifo
+	case 0o140000:
+		return TypeSocket
+	case 0o120000:
+		return TypeSymlink
+	}
+	return 0
+}
 
 // Super is the superblock.
 type Super struct {
@@ -96,6 +120,7 @@ func (s *Super) Decode(b []byte) {
 // Inode is an inode of either size.
 type Inode struct {
 	Extended   bool
+	Flags      uint16 // bits of i_format that are neither version nor layout
 	Layout     uint8
 	XattrCount uint16 // 0, or 1 and the number of 4-byte units behind the xattr header
 	Mode       uint16
@@ -112,7 +137,7 @@ type Inode struct {
 func (i *Inode) Encode(b []byte) {
 	le := binary.LittleEndian
 	clear(b[:InodeExtended])
-	le.PutUint16(b[0:], 1|uint16(i.Layout)<<1)
+	le.PutUint16(b[0:], 1|uint16(i.Layout)<<1|i.Flags<<4)
 	le.PutUint16(b[2:], i.XattrCount)
 	le.PutUint16(b[4:], i.Mode)
 	le.PutUint64(b[8:], i.Size)
@@ -129,7 +154,7 @@ func (i *Inode) Encode(b []byte) {
 func (i *Inode) Decode(b []byte) {
 	le := binary.LittleEndian
 	f := le.Uint16(b)
-	*i = Inode{Extended: f&1 != 0, Layout: uint8(f >> 1 & 7), XattrCount: le.Uint16(b[2:]), Mode: le.Uint16(b[4:])}
+	*i = Inode{Extended: f&1 != 0, Layout: uint8(f >> 1 & 7), Flags: f >> 4, XattrCount: le.Uint16(b[2:]), Mode: le.Uint16(b[4:])}
 	if !i.Extended {
 		i.Nlink, i.Size = uint32(le.Uint16(b[6:])), uint64(le.Uint32(b[8:]))
 		i.Union, i.Ino = le.Uint32(b[16:]), le.Uint32(b[20:])
@@ -157,6 +182,38 @@ func (i *Inode) XattrLen() int64 {
 	return XattrHeaderSize + XattrEntrySize*int64(i.XattrCount-1)
 }
 
+// XattrCountOf is the XattrCount of attributes of n bytes, header included. n is a multiple of 4; 0 stands for none.
+func XattrCountOf(n int) uint16 {
+	if n == 0 {
+		return 0
+	}
+	return uint16(1 + (n-XattrHeaderSize)/XattrEntrySize)
+}
+
+// XattrEntry is the head of an extended attribute. The name without its prefix, the value and zeros up to a multiple of 4
+// follow.
+type XattrEntry struct {
+	NameLen, Index uint8
+	ValueLen       uint16
+}
+
+// Encode writes the head over the first XattrEntrySize bytes of b.
+func (x *XattrEntry) Encode(b []byte) {
+	b[0], b[1] = x.NameLen, x.Index
+	binary.LittleEndian.PutUint16(b[2:], x.ValueLen)
+}
+
+// Decode reads a head from the first XattrEntrySize bytes of b.
+func (x *XattrEntry) Decode(b []byte) {
+	x.NameLen, x.Index, x.ValueLen = b[0], b[1], binary.LittleEndian.Uint16(b[2:])
+}
+
+// Len is the size of the whole attribute, padding included.
+func (x *XattrEntry) Len() int {
+	n := XattrEntrySize + int(x.NameLen) + int(x.ValueLen)
+	return (n + XattrEntrySize - 1) / XattrEntrySize * XattrEntrySize
+}
+
 // Dirent is the head of a directory entry. Names lie behind the last head of a block, in the same order.
 type Dirent struct {
 	Nid     uint64
@@ -175,6 +232,12 @@ func (d *Dirent) Encode(b []byte) {
 func (d *Dirent) Decode(b []byte) {
 	d.Nid, d.NameOff, d.Type = binary.LittleEndian.Uint64(b), binary.LittleEndian.Uint16(b[8:]), b[10]
 }
+
+// MaxMajor and MaxMinor are the largest numbers that Dev takes.
+const (
+	MaxMajor = 1<<12 - 1
+	MaxMinor = 1<<20 - 1
+)
 
 // Dev packs a device number as Linux's new_encode_dev does.
 func Dev(major, minor uint32) uint32 { return minor&0xff | major<<8 | minor&^0xff<<12 }

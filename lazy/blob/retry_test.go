@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -31,9 +32,9 @@ func TestConformance(t *testing.T) {
 	})
 	t.Run("cut every 40 KiB", func(t *testing.T) {
 		blobtest.Run(t, func(_ *testing.T, b []byte) blob.Source {
-			return blob.Retry(&faulty{blobtest.Bytes(b), func(int, int64, int64) fault {
+			return blob.Retry(&faulty{Source: blobtest.Bytes(b), fault: func(int, int64, int64) fault {
 				return fault{after: 40 << 10, err: io.ErrUnexpectedEOF}
-			}, 0}, blob.Policy{MinWait: time.Microsecond, Attempts: 20})
+			}}, blob.Policy{MinWait: time.Microsecond, Attempts: 20})
 		})
 	})
 }
@@ -50,12 +51,11 @@ var none = fault{after: -1}
 type faulty struct {
 	blob.Source
 	fault func(call int, off, n int64) fault
-	calls int
+	calls atomic.Int64
 }
 
 func (f *faulty) Fetch(ctx context.Context, off, n int64) (io.ReadCloser, error) {
-	what := f.fault(f.calls, off, n)
-	f.calls++
+	what := f.fault(int(f.calls.Add(1)-1), off, n)
 	if what.open != nil {
 		return nil, what.open
 	}
@@ -191,7 +191,7 @@ func TestRetry(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				const off = 100
-				src := &faulty{blobtest.Bytes(content), tt.fault, 0}
+				src := &faulty{Source: blobtest.Bytes(content), fault: tt.fault}
 				var counter blob.Counter
 				start := time.Now()
 				rc, err := blob.Retry(blob.Count(src, &counter), tt.policy).Fetch(t.Context(), off, int64(len(content)-off))
@@ -203,8 +203,8 @@ func TestRetry(t *testing.T) {
 					}
 				}
 				took := time.Since(start) // of the bubble's clock
-				if src.calls != tt.calls || counter.Requests() != int64(tt.calls) {
-					t.Errorf("%d fetches, counted %d, want %d", src.calls, counter.Requests(), tt.calls)
+				if src.calls.Load() != int64(tt.calls) || counter.Requests() != int64(tt.calls) {
+					t.Errorf("%d fetches, counted %d, want %d", src.calls.Load(), counter.Requests(), tt.calls)
 				}
 				if took < tt.min || took > tt.max {
 					t.Errorf("waited %v, want %v to %v", took, tt.min, tt.max)
@@ -246,7 +246,7 @@ func TestRetryEndsWithContext(t *testing.T) {
 				ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 				defer cancel()
 				start := time.Now()
-				src := &faulty{blobtest.Bytes(blobtest.Random(1000)), func(int, int64, int64) fault { return tt.fault }, 0}
+				src := &faulty{Source: blobtest.Bytes(blobtest.Random(1000)), fault: func(int, int64, int64) fault { return tt.fault }}
 				rc, err := blob.Retry(src, blob.Policy{Idle: time.Hour}).Fetch(ctx, 0, 1000)
 				if err == nil {
 					_, err = io.ReadAll(rc)

@@ -1,6 +1,7 @@
 package layer
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
@@ -9,50 +10,158 @@ import (
 	"github.com/pexfs/pex/lazy/tree"
 )
 
-const codecMagic = "pexlayer1"
+// An encoded index is: a magic, which has the version; source and format, a byte each; three tables, each after the number of
+// its rows; the SHA-256 of all that. Numbers are variable-length integers. What follows from other rows isn't written:
+//
+//	entry    name, link target, type, mode, uid, gid, size, mtime, device, content, attributes
+//	content  key, size, number of its chunks, offset in the spool in blocks from the end of the content before
+//	chunk    digest, size, start from that of the chunk before, length of the member, offset in the member
+const codecMagic = "pexlayer2"
 
-var errCodec = errors.New("the layer's index is damaged")
+var errCodec = errors.New("decoding a layer's index: it is damaged")
 
-// MarshalBinary encodes the index: a magic, the entries, contents and chunks in variable-length integers, and the SHA-256
-// of all of it.
+// MarshalBinary encodes the index. Equal indexes have equal encodings.
 func (ix *Index) MarshalBinary() ([]byte, error) {
-	e := encoder{b: append(make([]byte, 0, 128*len(ix.Entries)), codecMagic...)}
-	e.b = append(e.b, byte(ix.Source), byte(ix.Format))
-	e.num(int64(len(ix.Entries)))
-	for _, n := range ix.Entries {
-		e.str(n.Name)
-		e.str(n.Linkname)
-		e.b = append(e.b, byte(n.Type))
-		for _, v := range [...]int64{int64(n.Mode), int64(n.UID), int64(n.GID), n.Size, n.Mtime.Sec, int64(n.Mtime.Nsec), int64(n.Major), int64(n.Minor), int64(n.Content), int64(len(n.Xattrs))} {
-			e.num(v)
-		}
-		for _, x := range n.Xattrs {
-			e.str(x.Name)
-			e.str(string(x.Value))
-		}
+	e := encoder{b: make([]byte, 0, 1024+64*len(ix.Entries)+48*len(ix.Contents)+48*len(ix.Chunks))}
+	e.b = append(append(e.b, codecMagic...), byte(ix.Source), byte(ix.Format))
+	e.num(len(ix.Entries))
+	for i := range ix.Entries {
+		e.entry(&ix.Entries[i])
 	}
-	e.num(int64(len(ix.Contents)))
+	e.num(len(ix.Contents))
+	end := int64(0)
 	for _, c := range ix.Contents {
 		e.b = append(e.b, c.Key[:]...)
-		for _, v := range [...]int64{c.Size, int64(c.FirstChunk), int64(c.Chunks), c.SpoolOff} {
-			e.num(v)
-		}
+		e.uint(uint64(c.Size))
+		e.uint(uint64(c.Chunks))
+		e.int(c.SpoolOff/blockSize - end)
+		end = c.SpoolOff/blockSize + blocks(c.Size)
 	}
-	e.num(int64(len(ix.Chunks)))
+	e.num(len(ix.Chunks))
+	start := int64(0)
 	for _, c := range ix.Chunks {
 		e.b = append(e.b, c.Digest[:]...)
-		for _, v := range [...]int64{c.Off, c.Size, c.Start, c.End, c.Inner} {
-			e.num(v)
-		}
+		e.uint(uint64(c.Size))
+		e.int(c.Start - start)
+		e.uint(uint64(c.End - c.Start))
+		e.uint(uint64(c.Inner))
+		start = c.Start
 	}
-	h := sha256.Sum256(e.b)
-	return append(e.b, h[:]...), nil
+	sum := sha256.Sum256(e.b)
+	return append(e.b, sum[:]...), nil
 }
+
+func blocks(size int64) int64 { return (size-1)/blockSize + 1 }
 
 type encoder struct{ b []byte }
 
-func (e *encoder) num(v int64)  { e.b = binary.AppendVarint(e.b, v) }
-func (e *encoder) str(s string) { e.num(int64(len(s))); e.b = append(e.b, s...) }
+func (e *encoder) uint(v uint64) { e.b = binary.AppendUvarint(e.b, v) }
+func (e *encoder) int(v int64)   { e.b = binary.AppendVarint(e.b, v) }
+func (e *encoder) num(v int)     { e.uint(uint64(v)) }
+
+func (e *encoder) str(s string) {
+	e.num(len(s))
+	e.b = append(e.b, s...)
+}
+
+func (e *encoder) entry(n *tree.Entry) {
+	e.str(n.Name)
+	e.str(n.Linkname)
+	e.b = append(e.b, byte(n.Type))
+	for _, v := range [...]uint32{n.Mode, n.UID, n.GID} {
+		e.uint(uint64(v))
+	}
+	e.uint(uint64(n.Size))
+	e.int(n.Mtime.Sec)
+	e.uint(uint64(n.Mtime.Nsec))
+	e.uint(uint64(n.Major))
+	e.uint(uint64(n.Minor))
+	e.uint(uint64(n.Content))
+	e.num(len(n.Xattrs))
+	for _, x := range n.Xattrs {
+		e.str(x.Name)
+		e.num(len(x.Value))
+		e.b = append(e.b, x.Value...)
+	}
+}
+
+// The least bytes that a row takes: they bound the number of rows by what is there.
+const (
+	minEntry   = 13
+	minContent = 35
+	minChunk   = 36
+)
+
+// UnmarshalBinary decodes what MarshalBinary made. It refuses what is damaged or doesn't hold together; ix is then
+// unchanged. It keeps nothing of b.
+func (ix *Index) UnmarshalBinary(b []byte) error {
+	body := b[:max(0, len(b)-sha256.Size)]
+	if !bytes.HasPrefix(body, []byte(codecMagic)) || sha256.Sum256(body) != [32]byte(b[len(body):]) {
+		return errCodec
+	}
+	d := decoder{b: body[len(codecMagic):]}
+	got := Index{Source: Source(d.within(uint64(FromTOC))), Format: Format(d.within(uint64(Zstd)))}
+	got.Entries = make([]tree.Entry, d.rows(minEntry))
+	for i := range got.Entries {
+		d.entry(&got.Entries[i])
+		if d.bad {
+			return errCodec
+		}
+	}
+	got.Contents = make([]Content, d.rows(minContent))
+	var chunks, end int64
+	for i := range got.Contents {
+		c := &got.Contents[i]
+		copy(c.Key[:], d.bytes(32))
+		c.Size = int64(d.within(math.MaxInt64))
+		c.FirstChunk, c.Chunks = uint32(chunks), uint32(d.within(math.MaxUint32-uint64(chunks)))
+		chunks += int64(c.Chunks)
+		at := end + d.int()
+		if c.Size == 0 || at < 0 || at > math.MaxInt64/blockSize-blocks(c.Size) {
+			return errCodec
+		}
+		c.SpoolOff, end = at*blockSize, at+blocks(c.Size)
+	}
+	got.Chunks = make([]Chunk, d.rows(minChunk))
+	start := int64(0)
+	for i := range got.Chunks {
+		c := &got.Chunks[i]
+		copy(c.Digest[:], d.bytes(32))
+		c.Size = int64(d.within(maxChunk))
+		c.Start = start + d.int()
+		length := int64(d.within(math.MaxInt64))
+		c.Inner = int64(d.within(maxMember))
+		if c.Size == 0 || c.Start < 0 || length == 0 || length > math.MaxInt64-c.Start {
+			return errCodec
+		}
+		c.End, start = c.Start+length, c.Start
+	}
+	if d.bad || len(d.b) != 0 || chunks != int64(len(got.Chunks)) || !got.fits() {
+		return errCodec
+	}
+	*ix = got
+	return nil
+}
+
+// fits gives chunks their places in contents, and tells whether the tables agree.
+func (ix *Index) fits() bool {
+	for _, c := range ix.Contents {
+		off := int64(0)
+		for i := c.FirstChunk; i < c.FirstChunk+c.Chunks; i++ {
+			ix.Chunks[i].Off = off
+			off += ix.Chunks[i].Size
+		}
+		if ix.Source == FromTOC && off != c.Size || ix.Source == FromTar && off != 0 {
+			return false
+		}
+	}
+	for _, e := range ix.Entries {
+		if e.Type == tree.Regular && e.Size > 0 && (int(e.Content) >= len(ix.Contents) || ix.Contents[e.Content].Size != e.Size) {
+			return false
+		}
+	}
+	return true
+}
 
 // decoder reads until something is wrong, and remembers that.
 type decoder struct {
@@ -60,106 +169,60 @@ type decoder struct {
 	bad bool
 }
 
-func (d *decoder) num() int64 {
+func (d *decoder) fail() {
+	d.b, d.bad = nil, true
+}
+
+func (d *decoder) int() int64 {
 	v, n := binary.Varint(d.b)
 	if n <= 0 {
-		d.bad, d.b = true, nil
+		d.fail()
 		return 0
 	}
 	d.b = d.b[n:]
 	return v
 }
 
-// within reads a number that must lie between 0 and most.
-func (d *decoder) within(most int64) int64 {
-	v := d.num()
-	if v < 0 || v > most {
-		d.bad, d.b = true, nil
+// within reads a number up to most.
+func (d *decoder) within(most uint64) uint64 {
+	v, n := binary.Uvarint(d.b)
+	if n <= 0 || v > most {
+		d.fail()
 		return 0
 	}
+	d.b = d.b[n:]
 	return v
 }
 
-func (d *decoder) bytes(n int64) []byte {
-	if n > int64(len(d.b)) {
-		d.bad, d.b = true, nil
-		return make([]byte, min(n, 64))
+// rows reads the number of rows of a table, each of which takes least bytes or more.
+func (d *decoder) rows(least int) int { return int(d.within(uint64(len(d.b) / least))) }
+
+// bytes gives the next n bytes, or none at all.
+func (d *decoder) bytes(n int) []byte {
+	if n > len(d.b) {
+		d.fail()
+		return nil
 	}
 	p := d.b[:n]
 	d.b = d.b[n:]
 	return p
 }
 
-func (d *decoder) str() string { return string(d.bytes(d.within(int64(len(d.b))))) }
+func (d *decoder) sized() []byte { return d.bytes(int(d.within(uint64(len(d.b))))) }
 
-// UnmarshalBinary decodes what MarshalBinary made and checks that its numbers hold together.
-func (ix *Index) UnmarshalBinary(b []byte) error {
-	if len(b) < len(codecMagic)+2+sha256.Size || string(b[:len(codecMagic)]) != codecMagic {
-		return errCodec
-	}
-	body := b[:len(b)-sha256.Size]
-	if sha256.Sum256(body) != [32]byte(b[len(body):]) {
-		return errCodec
-	}
-	d := decoder{b: body[len(codecMagic):]}
-	kind := d.bytes(2)
-	*ix = Index{Source: Source(kind[0]), Format: Format(kind[1])}
-	if ix.Source > FromTOC || ix.Format > Zstd {
-		return errCodec
-	}
-	// no entry takes less than 13 bytes, no content less than 36, no chunk less than 37: counts are bounded by what is there
-	n := d.within(int64(len(d.b)) / 13)
-	ix.Entries = make([]tree.Entry, n)
-	for i := range ix.Entries {
-		e := &ix.Entries[i]
-		e.Name, e.Linkname = d.str(), d.str()
-		e.Type = tree.Type(d.bytes(1)[0])
-		e.Mode, e.UID, e.GID = uint32(d.within(0o7777)), uint32(d.within(math.MaxUint32)), uint32(d.within(math.MaxUint32))
-		e.Size = d.within(math.MaxInt64)
-		e.Mtime.Sec, e.Mtime.Nsec = d.num(), uint32(d.within(999_999_999))
-		e.Major, e.Minor = uint32(d.within(math.MaxUint32)), uint32(d.within(math.MaxUint32))
-		e.Content = int32(d.within(math.MaxInt32))
-		if x := d.within(int64(len(d.b)) / 2); x > 0 {
-			e.Xattrs = make([]tree.Xattr, x)
-			for k := range e.Xattrs {
-				e.Xattrs[k] = tree.Xattr{Name: d.str(), Value: []byte(d.str())}
-			}
-		}
-		if e.Type > tree.Fifo {
-			d.bad = true
-		}
-		if d.bad {
-			return errCodec
+func (d *decoder) entry(e *tree.Entry) {
+	const max32 = math.MaxUint32
+	e.Name, e.Linkname = string(d.sized()), string(d.sized())
+	e.Type = tree.Type(d.within(uint64(tree.Fifo)))
+	e.Mode, e.UID, e.GID = uint32(d.within(0o7777)), uint32(d.within(max32)), uint32(d.within(max32))
+	e.Size = int64(d.within(math.MaxInt64))
+	e.Mtime = tree.Time{Sec: d.int(), Nsec: uint32(d.within(999_999_999))}
+	e.Major, e.Minor = uint32(d.within(max32)), uint32(d.within(max32))
+	e.Content = int32(d.within(math.MaxInt32))
+	if n := d.rows(2); n > 0 {
+		e.Xattrs = make([]tree.Xattr, n)
+		for i := range e.Xattrs {
+			e.Xattrs[i] = tree.Xattr{Name: string(d.sized()), Value: bytes.Clone(d.sized())}
 		}
 	}
-	ix.Contents = make([]Content, d.within(int64(len(d.b))/36))
-	for i := range ix.Contents {
-		c := &ix.Contents[i]
-		c.Key = Key(d.bytes(32))
-		c.Size = d.within(math.MaxInt64)
-		c.FirstChunk, c.Chunks = uint32(d.within(math.MaxUint32)), uint32(d.within(math.MaxUint32))
-		c.SpoolOff = d.within(math.MaxInt64)
-	}
-	ix.Chunks = make([]Chunk, d.within(int64(len(d.b))/37))
-	for i := range ix.Chunks {
-		c := &ix.Chunks[i]
-		c.Digest = [32]byte(d.bytes(32))
-		for _, v := range [...]*int64{&c.Off, &c.Size, &c.Start, &c.End, &c.Inner} {
-			*v = d.within(math.MaxInt64)
-		}
-	}
-	if d.bad || len(d.b) != 0 {
-		return errCodec
-	}
-	for _, e := range ix.Entries {
-		if e.Type == tree.Regular && e.Size > 0 && (int(e.Content) >= len(ix.Contents) || ix.Contents[e.Content].Size != e.Size) {
-			return errCodec
-		}
-	}
-	for _, c := range ix.Contents {
-		if int64(c.FirstChunk)+int64(c.Chunks) > int64(len(ix.Chunks)) || c.SpoolOff%blockSize != 0 {
-			return errCodec
-		}
-	}
-	return nil
 }

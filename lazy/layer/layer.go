@@ -2,10 +2,15 @@
 //
 // A layer whose table of contents (TOC) the manifest vouches for is read by ReadTOC, with one or two range requests:
 // eStargz, and zstd:chunked as the estargz package and containers/image write it. Any other layer, in gzip, zstd or
-// plain tar, is read whole by Stream. The contents of a layer with a TOC are read chunk by chunk by ReadChunks.
+// plain tar, is read whole by Stream. The contents of a layer with a TOC are read chunk by chunk, by ReadChunks or a
+// ChunkReader. What was learned of a layer is kept as Index.MarshalBinary writes it.
 //
 // Nothing is returned that was not verified: a TOC against the manifest's annotation, a chunk against its digest, a
-// streamed layer against the digest and size of its descriptor and its diffID. Blobs are hostile: counts and sizes are bounded.
+// streamed layer against the digest and size of its descriptor and its diffID. Blobs are hostile: counts, sizes and
+// the memory they take are bounded, and what is contradictory is refused. Errors name the entry, and its offset where it has one;
+// the layer's digest is the caller's to add.
+//
+// The functions are safe for concurrent use; an Index may be read, but not changed, by several goroutines at once.
 package layer
 
 import (
@@ -15,41 +20,52 @@ import (
 	"strings"
 )
 
-// ErrNoTOC is wrapped where a layer has no TOC that can be used: the layer is to be streamed.
+// ErrNoTOC is wrapped where a layer has no TOC that can be used: none that the manifest vouches for, or one that is
+// of an unknown kind or has lost what the tar says. The layer is to be streamed.
 var ErrNoTOC = errors.New("no usable table of contents")
 
 func noTOC(format string, a ...any) error {
 	return fmt.Errorf("%w: %s", ErrNoTOC, fmt.Sprintf(format, a...))
 }
 
-// Files that eStargz adds to a layer, which are not part of its tree.
+// Files that eStargz adds to a layer's root, which are not part of its tree.
 const (
-	tocName          = "stargz.index.json"
-	landmark         = ".prefetch.landmark"
-	noPrefetchMarker = ".no.prefetch.landmark"
+	tocName            = "stargz.index.json"
+	prefetchLandmark   = ".prefetch.landmark"
+	noPrefetchLandmark = ".no.prefetch.landmark"
 )
 
-// ours tells whether a name in the layer's root is eStargz's own.
-func ours(name string) bool {
+// added tells whether a name is one of eStargz's own.
+func added(name string) bool {
 	switch strings.TrimPrefix(path.Clean("/"+name), "/") {
-	case tocName, landmark, noPrefetchMarker:
+	case tocName, prefetchLandmark, noPrefetchLandmark:
 		return true
 	}
 	return false
 }
 
-// Limits of what is read of one layer. A zero field is its default.
+// Limits of what is read of one layer by Stream. A zero field is its default.
 type Limits struct {
-	MaxSize    int64 // bytes that a layer may inflate to; 1 TiB
-	MaxEntries int   // entries in a layer; 20 million
-	// Progress is told how many compressed bytes were read so far; it may be nil.
+	MaxSize    int64 // bytes that a layer may inflate to, and that its files may have together, holes included; 256 GiB
+	MaxEntries int   // entries in a layer; 5 million
+	// Progress is told how many compressed bytes were read so far, by one goroutine at a time; it may be nil.
 	Progress func(int64)
 }
 
+func (l Limits) withDefaults() Limits {
+	if l.MaxSize == 0 {
+		l.MaxSize = 256 << 30
+	}
+	if l.MaxEntries == 0 {
+		l.MaxEntries = maxEntries
+	}
+	return l
+}
+
 const (
-	defaultMaxSize    = 1 << 40
-	defaultMaxEntries = 20_000_000
-	maxTOC            = 1 << 30  // bytes of a TOC's JSON
-	maxChunk          = 64 << 20 // bytes of a chunk: one is held in memory whole
-	maxXattrs         = 256 << 10
+	maxEntries = 5_000_000
+	maxStrings = 1 << 30   // bytes of all names, link targets and attributes of a layer
+	maxXattrs  = 256 << 10 // bytes of an entry's attributes
+	maxChunk   = 64 << 20  // bytes of a chunk: it is in memory whole while it is verified
+	maxWindow  = 128 << 20 // bytes of memory that a zstd frame may ask for; `zstd --ultra --long=27` makes such
 )

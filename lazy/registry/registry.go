@@ -62,6 +62,14 @@ func Open(r ref.Ref, o Options) (*Repo, error) {
 	return &Repo{ref: r.Name, session: newSession(r.Name.Context(), o), retry: o.Retry}, nil
 }
 
+// SetAuth replaces the credentials. A token that was got with others is used until the registry refuses it.
+func (r *Repo) SetAuth(auth authn.AuthConfig) {
+	s := r.session
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.auth = auth
+}
+
 // NewTransport makes a transport for many range requests to few hosts: HTTP/1.1, since parallel transfers over one
 // HTTP/2 connection share one congestion window, with up to 16 idle connections per host, and never decompressing.
 // Proxies are taken from the environment. Its CloseIdleConnections should be called when it is used no more.

@@ -182,7 +182,6 @@ func TestResolveErrors(t *testing.T) {
 		text       string
 	}{
 		{"nobody listens", nobody, authn.AuthConfig{}, ErrUnreachable, nobody},
-		{"no such host", "nowhere.invalid", authn.AuthConfig{}, ErrUnreachable, "nowhere.invalid"},
 		{"no such image", f.host(), authn.AuthConfig{}, ErrNotFound, "MANIFEST_UNKNOWN: no such thing"},
 		{"no registry", strings.TrimPrefix(page.URL, "http://"), authn.AuthConfig{}, ErrNotFound, "/v2/"},
 		{"anonymous", secret.host(), authn.AuthConfig{}, ErrUnauthorized, "a token"},
@@ -198,6 +197,44 @@ func TestResolveErrors(t *testing.T) {
 				t.Errorf("error %v, want %v and %q", err, tt.want, tt.text)
 			}
 		})
+	}
+}
+
+func TestNoSuchHost(t *testing.T) {
+	transport := NewTransport()
+	transport.Proxy = nil
+	calls := 0
+	transport.DialContext = func(context.Context, string, string) (net.Conn, error) {
+		calls++
+		return nil, &net.OpError{Op: "dial", Err: &net.DNSError{Err: "no such host", Name: "nowhere.invalid", IsNotFound: true}}
+	}
+	r, err := ref.Parse("nowhere.invalid/app")
+	if err != nil {
+		t.Fatal(err)
+	}
+	repo, err := Open(r, Options{Transport: transport})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err = repo.Resolve(t.Context()); !errors.Is(err, ErrUnreachable) || !strings.Contains(err.Error(), "nowhere.invalid") {
+		t.Errorf("error %v", err)
+	}
+	if calls != 1 {
+		t.Errorf("%d attempts", calls)
+	}
+}
+
+func TestSetAuth(t *testing.T) {
+	f := newFake(t)
+	f.user, f.password = "me", "secret"
+	f.addManifest("v1", []byte(ociManifest))
+	r := open(t, f.host(), ":v1", authn.AuthConfig{Username: "me", Password: "old"})
+	if _, err := r.Resolve(t.Context()); !errors.Is(err, ErrUnauthorized) {
+		t.Errorf("error %v", err)
+	}
+	r.SetAuth(authn.AuthConfig{Username: "me", Password: "secret"})
+	if _, err := r.Resolve(t.Context()); err != nil {
+		t.Error(err)
 	}
 }
 
@@ -230,6 +267,45 @@ func TestTokens(t *testing.T) {
 	wg.Wait()
 	if f.tokens != 2 {
 		t.Errorf("%d tokens were asked for, want 2", f.tokens)
+	}
+}
+
+// TestRefreshTokens has a token server that gives a new refresh token with every token, as of OAuth2.
+func TestRefreshTokens(t *testing.T) {
+	f := newFake(t)
+	f.user = "<token>"
+	f.addManifest("v1", []byte(ociManifest))
+	var used []string
+	refuse := ""
+	f.before = func(w http.ResponseWriter, r *http.Request) bool {
+		if r.URL.Path != "/token" {
+			return false
+		}
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		given := r.PostFormValue("refresh_token")
+		used = append(used, given)
+		if given == refuse {
+			w.WriteHeader(http.StatusUnauthorized)
+			return true
+		}
+		f.tokens++
+		f.valid = fmt.Sprintf("token-%d", f.tokens)
+		fmt.Fprintf(w, `{"access_token":%q,"refresh_token":"refresh-%d"}`, f.valid, f.tokens)
+		return true
+	}
+	r := open(t, f.host(), ":v1", authn.AuthConfig{IdentityToken: "mine"})
+	for i := range 3 {
+		if _, err := r.Resolve(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		f.expire()
+		if i == 1 {
+			refuse = "refresh-2"
+		}
+	}
+	if diff := cmp.Diff([]string{"mine", "refresh-1", "refresh-2", "mine"}, used); diff != "" {
+		t.Error(diff)
 	}
 }
 
@@ -444,6 +520,8 @@ func TestCredentials(t *testing.T) {
 		{name: "file of the environment first", docker: docker, file: podman, ref: "example.com/app", want: authn.AuthConfig{Username: "podman", Password: "pw"}},
 		{name: "docker beside that file", docker: docker, file: `{}`, ref: "example.com/app", want: authn.AuthConfig{Username: "docker", Password: "pw"}},
 		{name: "podman's other path", runtime: podman, ref: "quay.io/other/app"},
+		{name: "docker's helper", docker: `{"credHelpers":{"example.com":"test"}}`, ref: "example.com/app", want: authn.AuthConfig{Username: "helped", Password: "pw"}},
+		{name: "podman's helper", runtime: `{"credHelpers":{"example.com":"test"}}`, ref: "example.com/app", want: authn.AuthConfig{Username: "helped", Password: "pw"}},
 		{name: "unknown host", docker: docker, runtime: podman, ref: "other.example/app"},
 		{name: "broken file", runtime: "{", ref: "example.com/app", errText: "finding credentials for example.com"},
 		{name: "layout", docker: docker, ref: "oci:dir"},
@@ -464,6 +542,11 @@ func TestCredentials(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
+			put("docker-credential-test", "#!/bin/sh\necho '{\"Username\":\"helped\",\"Secret\":\"pw\"}'\n")
+			if err := os.Chmod(filepath.Join(dir, "docker-credential-test"), 0o700); err != nil {
+				t.Fatal(err)
+			}
+			t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
 			put(".docker/config.json", tt.docker)
 			put("run/containers/auth.json", tt.runtime)
 			put("config/containers/auth.json", tt.config)

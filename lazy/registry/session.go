@@ -26,7 +26,6 @@ var (
 // http.RoundTripper it puts the right scheme and credentials on requests to the registry, and on no others.
 type session struct {
 	repo   name.Repository
-	auth   authn.AuthConfig
 	plain  bool              // plain HTTP is permitted
 	base   http.RoundTripper // a guard
 	client *http.Client      // over the session
@@ -36,6 +35,7 @@ type session struct {
 	turn  chan struct{}
 	mu    sync.Mutex
 	state state
+	auth  authn.AuthConfig
 }
 
 // state is what a session has found out. It is replaced, never changed.
@@ -128,15 +128,17 @@ func (s *session) RoundTrip(req *http.Request) (*http.Response, error) {
 func (s *session) send(req *http.Request, st state) (*http.Response, error) {
 	req = req.Clone(req.Context())
 	req.URL.Scheme = scheme(st.challenge.Insecure)
+	auth := s.credentials()
 	switch {
 	case st.token != "":
 		req.Header.Set("Authorization", "Bearer "+st.token)
-	case isBasic(st.challenge) && s.auth.RegistryToken != "":
-		req.Header.Set("Authorization", "Bearer "+s.auth.RegistryToken)
-	case isBasic(st.challenge) && s.auth.Username != "":
-		req.SetBasicAuth(s.auth.Username, s.auth.Password)
-	case isBasic(st.challenge) && s.auth.Auth != "":
-		req.Header.Set("Authorization", "Basic "+s.auth.Auth)
+	case !isBasic(st.challenge):
+	case auth.RegistryToken != "":
+		req.Header.Set("Authorization", "Bearer "+auth.RegistryToken)
+	case auth.Username != "":
+		req.SetBasicAuth(auth.Username, auth.Password)
+	case auth.Auth != "":
+		req.Header.Set("Authorization", "Basic "+auth.Auth)
 	}
 	return s.base.RoundTrip(req)
 }
@@ -195,6 +197,12 @@ func (s *session) store(st state) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.state = st
+}
+
+func (s *session) credentials() authn.AuthConfig {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.auth
 }
 
 // handshake finds out the registry's scheme and how it authenticates.
@@ -277,6 +285,7 @@ func challenge(ctx context.Context, reg name.Registry, resp *http.Response) (*tr
 // authenticate gets what st's challenge asks for.
 func (s *session) authenticate(ctx context.Context, st state) (state, error) {
 	st.token = ""
+	auth := s.credentials()
 	const what = "a token"
 	c := st.challenge
 	switch {
@@ -285,8 +294,8 @@ func (s *session) authenticate(ctx context.Context, st state) (state, error) {
 	case !strings.EqualFold(c.Scheme, "bearer"):
 		return state{}, &Error{What: what, URL: scheme(c.Insecure) + "://" + s.repo.RegistryStr(), kind: ErrUnauthorized,
 			err: fmt.Errorf("authentication by %q is not supported", printable(c.Scheme))}
-	case s.auth.RegistryToken != "":
-		st.token = s.auth.RegistryToken
+	case auth.RegistryToken != "":
+		st.token = auth.RegistryToken
 		return st, nil
 	}
 	if st.refresh != "" {
@@ -295,7 +304,7 @@ func (s *session) authenticate(ctx context.Context, st state) (state, error) {
 		}
 		st.refresh = ""
 	}
-	next, err := s.exchange(ctx, st, s.auth)
+	next, err := s.exchange(ctx, st, auth)
 	if err != nil {
 		u, _ := url.Parse(c.Parameters["realm"]) // checked by the exchange
 		return state{}, handshakeError(what, u, errContext(ctx, err))

@@ -140,7 +140,7 @@ type Exit struct {
 	Kind   Kind `json:"kind,omitempty"`
 	// Message says what went wrong, if Kind isn't Ran.
 	Message string `json:"message,omitempty"`
-	// OOM tells that the program was killed while the guest had no memory left.
+	// OOM tells that the guest ran out of memory while the program ran, and its kernel killed something.
 	OOM   bool  `json:"oom,omitempty"`
 	Usage Usage `json:"usage"`
 }

@@ -14,7 +14,6 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
-	"testing/iotest"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -45,17 +44,28 @@ func netPair(t *testing.T, fn func(*Task)) pair {
 	return newPair(t, a, b, fn)
 }
 
-// slow is a stream whose reads give one byte at a time.
+// slow is a stream that gives and takes a few bytes at a time.
 type slow struct {
 	net.Conn
-	r io.Reader
+	n int
 }
 
-func (s slow) Read(p []byte) (int, error) { return s.r.Read(p) }
+func (s slow) Read(p []byte) (int, error) { return s.Conn.Read(p[:min(s.n, len(p))]) }
+
+func (s slow) Write(p []byte) (int, error) {
+	for done := 0; done < len(p); {
+		n, err := s.Conn.Write(p[done:min(done+s.n, len(p))])
+		if err != nil {
+			return done, err
+		}
+		done += n
+	}
+	return len(p), nil
+}
 
 func slowPair(t *testing.T, fn func(*Task)) pair {
 	a, b := net.Pipe()
-	return newPair(t, slow{a, iotest.OneByteReader(a)}, slow{b, iotest.HalfReader(b)}, fn)
+	return newPair(t, slow{a, 61}, slow{b, 47}, fn)
 }
 
 func mustStart(t *testing.T, s pair, p Process, out Streams) *Program {

@@ -6,7 +6,7 @@
 //	VERSION/vmlinuz      a kernel
 //	VERSION/modules/     its modules, as /lib/modules/VERSION has them
 //	default              a symbolic link to the VERSION that is used unless another is asked for
-//	elf/DIGEST           kernels unpacked by Vmlinux
+//	elf/NAME             kernels unpacked by Vmlinux
 //
 // Everything in it is written aside and renamed into place, so processes may use it at the same time.
 package kernel

@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 
 	"github.com/klauspost/compress/zstd"
+	"golang.org/x/sys/unix"
 )
 
 // ErrNoPVH is wrapped by Vmlinux's error when the kernel has no PVH entry: a VMM must boot the bzImage then.
@@ -21,7 +22,8 @@ var ErrNoPVH = errors.New("kernel without a PVH entry")
 
 // Vmlinux returns the path of an ELF file with a PVH entry that is the kernel at path, unpacked, which saves the guest
 // from unpacking it at every boot. It is path itself if that is such a file; else it is kept in the folder of kernels,
-// dir, under the SHA-256 of the bzImage.
+// dir, under a name that stands for this state of the file: its size, times and inode, as reading all of it takes as
+// long as some machines take to boot.
 func Vmlinux(path, dir string) (string, error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -38,14 +40,17 @@ func Vmlinux(path, dir string) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("unpacking kernel %s: %w", path, err)
 	}
+	name, err := stateName(f)
+	if err != nil {
+		return "", fmt.Errorf("unpacking kernel: %w", err)
+	}
+	out := filepath.Join(dir, "elf", name)
+	if _, err := os.Stat(out); err == nil {
+		return out, nil // it was synced before it got its name
+	}
 	image, err := readAll(f, maxImage)
 	if err != nil {
 		return "", fmt.Errorf("unpacking kernel %s: %w", path, err)
-	}
-	sum := sha256.Sum256(image)
-	out := filepath.Join(dir, "elf", hex.EncodeToString(sum[:]))
-	if _, err := os.Stat(out); err == nil {
-		return out, nil // it was synced before it got its name
 	}
 	vmlinux, err := unpack(image, h)
 	if err == nil {
@@ -58,6 +63,17 @@ func Vmlinux(path, dir string) (string, error) {
 		return "", fmt.Errorf("unpacking kernel %s: %w", path, err)
 	}
 	return out, nil
+}
+
+// stateName is the SHA-256 of what tells whether a file has changed.
+func stateName(f *os.File) (string, error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return "", fmt.Errorf("looking at %s: %w", f.Name(), err)
+	}
+	sum := sha256.Sum256(fmt.Appendf(nil, "pex kernel 1 %d %d %d %d.%d %d.%d", st.Dev, st.Ino, st.Size,
+		st.Mtim.Sec, st.Mtim.Nsec, st.Ctim.Sec, st.Ctim.Nsec))
+	return hex.EncodeToString(sum[:]), nil
 }
 
 // writeFile makes a file that has all of b, or doesn't exist. It is a no-op if another process was faster.
@@ -115,7 +131,7 @@ func unpack(image []byte, h header) ([]byte, error) {
 		}
 	case bytes.HasPrefix(p, []byte(zstdMagic)):
 		var r *zstd.Decoder
-		if r, err = zstd.NewReader(bytes.NewReader(body), zstd.WithDecoderMaxWindow(1<<30)); err == nil {
+		if r, err = zstd.NewReader(bytes.NewReader(body), zstd.WithDecoderMaxWindow(128<<20), zstd.WithDecoderConcurrency(1)); err == nil {
 			b, err = readAll(r, size)
 			r.Close()
 		}

@@ -1,6 +1,7 @@
 package qemu
 
 import (
+	"errors"
 	"flag"
 	"os"
 	"path/filepath"
@@ -85,5 +86,36 @@ func TestParseVersion(t *testing.T) {
 		if got := parseVersion(text); got != want {
 			t.Errorf("parseVersion(%q) = %q, want %q", text, got, want)
 		}
+	}
+}
+
+func TestFindNothing(t *testing.T) {
+	_, err := Find(Options{Path: filepath.Join(t.TempDir(), "none")})
+	if !errors.Is(err, vm.ErrUnavailable) {
+		t.Errorf("Find() = %v, want %v", err, vm.ErrUnavailable)
+	}
+}
+
+// A program that isn't QEMU, or one that ends at once, is told apart from a machine.
+func TestStartFails(t *testing.T) {
+	file, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	script := filepath.Join(t.TempDir(), "qemu")
+	if err := os.WriteFile(script, []byte("#!/bin/sh\necho no such machine >&2\nexit 1\n"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	q, err := Find(Options{Path: script})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = q.Start(t.Context(), vm.Spec{
+		Accel: vm.TCG, VCPUs: 1, Memory: 512 << 20, Kernel: "/k", Initrd: "/i",
+		Rootfs: vm.Pmem{File: file, Size: vm.PmemAlign},
+	})
+	if err == nil || !strings.Contains(err.Error(), "no such machine") {
+		t.Errorf("Start() = %v", err)
 	}
 }

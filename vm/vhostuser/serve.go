@@ -101,7 +101,8 @@ func (s *server) serveMessages(conn *net.UnixConn) error {
 	}
 }
 
-func (s *server) serveMessage(conn *net.UnixConn, m *message) error {
+// serveMessage carries out one message and writes the reply, if there is to be one, to conn.
+func (s *server) serveMessage(conn io.Writer, m *message) error {
 	defer m.close()
 	reply, err := s.carryOut(m)
 	s.poke()

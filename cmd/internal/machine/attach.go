@@ -35,9 +35,9 @@ type Attachment struct {
 }
 
 // Start executes this program once more, with arguments that make it call
-// Supervisor.Run, and has it run a machine. fallback, which may be nil, is told why
-// KVM was given up.
-func Start(args []string, c Config, fallback func(why string)) (*Attachment, error) {
+// Supervisor.Run, and has it run a machine. warn, which may be nil, is told what
+// the user should know, from one goroutine.
+func Start(args []string, c Config, warn func(string)) (*Attachment, error) {
 	a := &Attachment{stderr: vm.NewTail(16 << 10), up: make(chan struct{}), done: make(chan struct{})}
 	control, theirControl, err := socketPair("control")
 	if err != nil {
@@ -64,7 +64,7 @@ func Start(args []string, c Config, fallback func(why string)) (*Attachment, err
 	}
 	// Should the supervisor have ended already, what it left behind tells why.
 	_ = json.NewEncoder(control).Encode(c)
-	a.wg.Go(func() { a.listen(fallback) })
+	a.wg.Go(func() { a.listen(warn) })
 	go func() {
 		a.wg.Wait() // events first: Ended tells more than the exit status
 		err := a.cmd.Wait()
@@ -82,7 +82,7 @@ func Start(args []string, c Config, fallback func(why string)) (*Attachment, err
 }
 
 // listen takes events until the supervisor hangs up.
-func (a *Attachment) listen(fallback func(string)) {
+func (a *Attachment) listen(warn func(string)) {
 	dec := json.NewDecoder(a.control)
 	for {
 		var e Event
@@ -90,8 +90,8 @@ func (a *Attachment) listen(fallback func(string)) {
 			return
 		}
 		switch {
-		case e.Fallback != "" && fallback != nil:
-			fallback(e.Fallback)
+		case e.Warning != "" && warn != nil:
+			warn(e.Warning)
 		case e.Started != nil && a.started == nil: // no one else sets it
 			a.mu.Lock()
 			a.started = e.Started

@@ -88,7 +88,7 @@ func (v fakeVMM) Start(ctx context.Context, s vm.Spec) (*vm.Machine, error) {
 		switch mode {
 		case "off":
 			return vm.PowerOff
-		case "panics":
+		case "panics", "reboots":
 			return vm.Reset
 		}
 		return vm.Crashed
@@ -131,7 +131,10 @@ func beGuest(mode string) (status int) {
 	}
 	srv.Serve(func(t *guest.Task) {
 		switch mode {
-		case "off", "panics":
+		case "panics":
+			fmt.Println("[    1.5] Kernel panic - not syncing: out of ideas\nconsole of panics")
+			os.Exit(0)
+		case "off", "reboots":
 			os.Exit(0)
 		case "dies":
 			os.Exit(3)

@@ -80,9 +80,9 @@ type OpenImage func(ctx context.Context, image json.RawMessage) (Image, error)
 
 // Event is what a supervisor has to say. Exactly one field is set.
 type Event struct {
-	Fallback string   `json:"fallback,omitempty"` // KVM was tried in vain: why
-	Started  *Started `json:"started,omitempty"`  // the guest says that it is ready, or that it failed
-	Ended    *Ended   `json:"ended,omitempty"`    // the last event
+	Warning string   `json:"warning,omitempty"` // something the user should know
+	Started *Started `json:"started,omitempty"` // the guest says that it is ready, or that it failed
+	Ended   *Ended   `json:"ended,omitempty"`   // the last event
 }
 
 // Started is a machine whose guest has spoken.

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"log/slog"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -20,12 +21,12 @@ import (
 )
 
 // start starts a machine that behaves as mode says.
-func start(t *testing.T, mode, verdicts string, fallback func(string)) *Attachment {
+func start(t *testing.T, mode, verdicts string, warn func(string)) *Attachment {
 	t.Helper()
 	a, err := Start([]string{superviseArg}, Config{
 		Image: json.RawMessage(strconv.Quote(mode)), Root: Auto, VCPUs: 1, Memory: 512 << 20,
 		Kernel: "/k", Initrds: map[Root]Initrd{Pmem: {Path: "/i"}}, Cmdline: []string{mode}, Verdicts: verdicts,
-	}, fallback)
+	}, warn)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -113,7 +114,8 @@ func TestEnds(t *testing.T) {
 		{"garbage", []string{"guest protocol violated"}},
 		{"disorder", []string{"guest protocol violated", "HELLO instead of READY"}},
 		{"off", []string{"switched off"}},
-		{"panics", []string{"panicked or rebooted"}},
+		{"reboots", []string{"the machine was rebooted from inside"}},
+		{"panics", []string{"kernel panicked: out of ideas"}},
 		{"dies", []string{"the machine monitor ended: exit status 3"}},
 		{"late-garbage", []string{"guest protocol violated"}},
 	}
@@ -170,7 +172,7 @@ func TestFallback(t *testing.T) {
 		}
 		a.Close()
 	}
-	if diff := cmp.Diff([]string{"the machine monitor ended: exit status 1: boom"}, said); diff != "" {
+	if diff := cmp.Diff([]string{"KVM does not work here (the machine monitor ended: exit status 1: boom): the processor is emulated, which is slower"}, said); diff != "" {
 		t.Errorf("said (-want +got):\n%s", diff)
 	}
 }
@@ -265,5 +267,23 @@ func TestParseRoot(t *testing.T) {
 	}
 	if _, err := ParseRoot("disk"); err == nil {
 		t.Error("ParseRoot took disk")
+	}
+}
+
+func TestWarner(t *testing.T) {
+	var said []string
+	log := slog.New(newWarner(func(e Event) { said = append(said, e.Warning) }))
+	log.Info("no warning")
+	log.Warn("device broken", "queue", 1, "error", io.EOF)
+	log.With("err", "x\x1b[m").WithGroup("g").Error("reading", "nid", 5)
+	log.Warn("device broken", "queue", 2, "error", io.EOF)
+	if diff := cmp.Diff([]string{"device broken: EOF", "reading: x?[m"}, said); diff != "" {
+		t.Errorf("said (-want +got):\n%s", diff)
+	}
+	for i := range 2 * maxWarnings {
+		log.Warn(strconv.Itoa(i))
+	}
+	if len(said) != maxWarnings {
+		t.Errorf("%d warnings, want %d", len(said), maxWarnings)
 	}
 }

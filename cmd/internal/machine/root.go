@@ -3,6 +3,7 @@ package machine
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"net"
 	"os"
 	"sync"
@@ -25,8 +26,9 @@ type rootfs struct {
 }
 
 // serveRoot makes image the root of a machine whose life is ctx. A root that can
-// no longer be served ends the machine by kill.
-func serveRoot(ctx context.Context, kill context.CancelCauseFunc, image Image, root Root) (*rootfs, error) {
+// no longer be served ends the machine by kill; what a reader of it can't be told is
+// logged.
+func serveRoot(ctx context.Context, kill context.CancelCauseFunc, image Image, root Root, log *slog.Logger) (*rootfs, error) {
 	if root == Pmem {
 		return &rootfs{
 			device: vm.Pmem{File: image.File(), Size: image.Size()},
@@ -43,10 +45,10 @@ func serveRoot(ctx context.Context, kill context.CancelCauseFunc, image Image, r
 		conn:   conn,
 		theirs: theirs,
 	}
-	fs := fusefs.New(image.Meta(), image, fusefs.Options{})
+	fs := fusefs.New(image.Meta(), image, fusefs.Options{Log: log})
 	r.server.Go(func() {
 		defer conn.Close()
-		err := vhostuser.ServeFS(ctx, conn, fsTag, fs, fusefs.ServerOptions(), vhostuser.Options{})
+		err := vhostuser.ServeFS(ctx, conn, fsTag, fs, fusefs.ServerOptions(), vhostuser.Options{Logger: log})
 		if err != nil && ctx.Err() == nil {
 			kill(fmt.Errorf("serving the machine's root: %w", err))
 		}

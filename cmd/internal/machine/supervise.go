@@ -7,9 +7,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"os"
+	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/pexfs/pex/vm"
@@ -66,7 +69,8 @@ func (s *Supervisor) Run(ctx context.Context) error {
 func (s *Supervisor) serve(ctx context.Context, control, frames net.Conn) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	r := run{s: s, frames: frames, events: json.NewEncoder(control), console: vm.NewTail(consoleSize)}
+	r := &run{s: s, frames: frames, events: json.NewEncoder(control), console: vm.NewTail(consoleSize)}
+	r.log = newWarner(r.say)
 	requests := json.NewDecoder(control)
 	if err := requests.Decode(&r.config); err != nil {
 		return // nobody is left to be told
@@ -90,12 +94,19 @@ type run struct {
 	s       *Supervisor
 	config  Config
 	frames  net.Conn
-	events  *json.Encoder
 	console *vm.Tail
+	log     slog.Handler
+
+	mu     sync.Mutex // over events; held while sending
+	events *json.Encoder
 }
 
 // say tells the attached process; if it has gone, that shows elsewhere.
-func (r *run) say(e Event) { _ = r.events.Encode(e) }
+func (r *run) say(e Event) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	_ = r.events.Encode(e)
+}
 
 func (r *run) ended(err error) *Ended {
 	var e *EndedError
@@ -127,7 +138,9 @@ func (r *run) machine(ctx context.Context, detach context.CancelCauseFunc) error
 	var bootTime time.Duration
 	booter := vm.Booter{
 		Host: r.s.Host, Memory: vm.Verdicts(r.config.Verdicts), VMM: vmm.Identity(),
-		Fallback: func(f *vm.KVMFailure) { r.say(Event{Fallback: f.Err.Error()}) },
+		Fallback: func(f *vm.KVMFailure) {
+			r.say(Event{Warning: fmt.Sprintf("KVM does not work here (%v): the processor is emulated, which is slower", f.Err)})
+		},
 	}
 	accel, err := booter.Boot(ctx, func(wait context.Context, a vm.Accel) (err error) {
 		start := time.Now()
@@ -175,7 +188,7 @@ func (r *run) boot(ctx, wait context.Context, vmm VMM, image Image, root Root, a
 	}()
 	stop := context.AfterFunc(wait, func() { b.kill(context.Cause(wait)) })
 	defer stop()
-	if b.root, err = serveRoot(b.life, b.kill, image, root); err != nil {
+	if b.root, err = serveRoot(b.life, b.kill, image, root, slog.New(r.log)); err != nil {
 		return nil, err
 	}
 	b.m, err = vmm.Start(b.life, vm.Spec{
@@ -196,7 +209,7 @@ func (r *run) boot(ctx, wait context.Context, vmm VMM, image Image, root Root, a
 	for _, want := range [][]guest.Type{{guest.TypeHello}, {guest.TypeReady, guest.TypeFail}} {
 		f, err := b.guest.ReadFrame()
 		if err != nil {
-			return nil, b.finish(fmt.Errorf("waiting for the guest: %w", err))
+			return nil, r.finish(b, fmt.Errorf("waiting for the guest: %w", err))
 		}
 		if f.Type != want[0] && f.Type != want[len(want)-1] {
 			return nil, fmt.Errorf("waiting for the guest: %w: %s instead of %s", guest.ErrProtocol, f.Type, want[0])
@@ -216,7 +229,7 @@ func (b *booted) why(err error) error {
 }
 
 // finish says why the machine ended, once its port has with err.
-func (b *booted) finish(err error) error {
+func (r *run) finish(b *booted, err error) error {
 	if errors.Is(err, guest.ErrProtocol) {
 		return err
 	}
@@ -232,7 +245,7 @@ func (b *booted) finish(err error) error {
 	case vm.PowerOff:
 		err = errors.New("the machine was switched off from inside")
 	case vm.Reset:
-		err = errors.New("the machine's kernel panicked or rebooted")
+		err = errors.New(resetReason(r.console))
 	default:
 		words := []string{"the machine monitor ended"}
 		if exit.Err != nil {
@@ -286,10 +299,21 @@ func (r *run) relay(ctx context.Context, detach context.CancelCauseFunc, b *boot
 	for {
 		f, err := b.guest.ReadFrame()
 		if err != nil {
-			return b.finish(fmt.Errorf("reading from the guest: %w", err))
+			return r.finish(b, fmt.Errorf("reading from the guest: %w", err))
 		}
 		if err := attached.WriteFrame(f); err != nil {
 			return errDetached
 		}
 	}
+}
+
+// resetReason says why a kernel reset its machine, as far as its console tells.
+func resetReason(console *vm.Tail) string {
+	const panicked = "Kernel panic - not syncing: "
+	for _, line := range slices.Backward(console.Lines(consoleSize)) {
+		if _, why, ok := strings.Cut(line, panicked); ok {
+			return "the machine's kernel panicked: " + why
+		}
+	}
+	return "the machine was rebooted from inside"
 }

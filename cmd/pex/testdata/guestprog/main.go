@@ -1,0 +1,86 @@
+// Command guestprog is what the tests run in machines.
+package main
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"strconv"
+	"sync"
+	"syscall"
+	"time"
+)
+
+func main() {
+	if err := run(os.Args[1], os.Args[2:]); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(99)
+	}
+}
+
+func run(what string, args []string) error {
+	switch what {
+	case "print":
+		fmt.Println(args)
+		dir, err := os.Getwd()
+		fmt.Println(dir, os.Getenv("A"), os.Getenv("B"), os.Getuid(), os.Getgid())
+		return err
+	case "exit":
+		n, err := strconv.Atoi(args[0])
+		if err != nil {
+			return err
+		}
+		os.Exit(n)
+	case "cat":
+		_, err := io.Copy(os.Stdout, os.Stdin)
+		return err
+	case "spew": // as many bytes on both streams
+		n, err := strconv.Atoi(args[0])
+		if err != nil {
+			return err
+		}
+		var wg sync.WaitGroup
+		for i, f := range []*os.File{os.Stdout, os.Stderr} {
+			wg.Go(func() {
+				b := make([]byte, n)
+				for j := range b {
+					b[j] = byte('a' + (i+j)%26)
+				}
+				f.Write(b)
+			})
+		}
+		wg.Wait()
+	case "wait": // for a signal that kills
+		fmt.Println("waiting")
+		time.Sleep(time.Hour)
+	case "stubborn": // names the signals it gets and heeds none
+		in := make(chan os.Signal, 16)
+		signal.Notify(in)
+		fmt.Println("waiting")
+		for s := range in {
+			fmt.Println("got", int(s.(syscall.Signal)))
+		}
+	case "poweroff":
+		return syscall.Reboot(syscall.LINUX_REBOOT_CMD_POWER_OFF)
+	case "panic":
+		return os.WriteFile("/proc/sysrq-trigger", []byte("c"), 0)
+	case "overwrite": // the device with the root, and a file of it
+		f, err := os.OpenFile("/dev/pmem0", os.O_WRONLY, 0)
+		if err != nil {
+			return err
+		}
+		for i := range int64(600) {
+			if _, err := f.WriteAt(make([]byte, 4096), i*4096); err != nil {
+				fmt.Println("writing:", err)
+				break
+			}
+		}
+		f.Sync()
+		syscall.Sync()
+		return os.WriteFile("/etc/motd", []byte("changed"), 0o644)
+	default:
+		return fmt.Errorf("unknown %q", what)
+	}
+	return nil
+}
