@@ -116,11 +116,11 @@ func (l *lab) sent() int64 {
 		l.t.Fatal(err)
 	}
 	defer r.Body.Close()
-	var s struct{ Bytes int64 }
+	var s struct{ Sent int64 }
 	if err := json.NewDecoder(r.Body).Decode(&s); err != nil {
 		l.t.Fatal(err)
 	}
-	return s.Bytes
+	return s.Sent
 }
 
 // mount mounts an image on a folder of its own until the test ends.

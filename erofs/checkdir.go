@@ -23,7 +23,11 @@ func (c *checker) directory(v dirVisit) error {
 			return err
 		}
 		for i := range b.n {
-			e, name := b.entry(i), string(b.name(i))
+			n, ok := b.name(i)
+			if !ok {
+				return c.problemError(badBlock(dir, k))
+			}
+			e, name := b.entry(i), string(n)
 			if name <= last {
 				if err := c.problem("directory %d: %q follows %q", dir.Nid, name, last); err != nil {
 					return err
@@ -73,7 +77,11 @@ func (c *checker) packing(dir Inode, k int64, b dirBlock) error {
 			return c.problem("directory %d, block %d: a reserved byte is not zero", dir.Nid, k)
 		}
 	}
-	end := int(b.entry(b.n-1).NameOff) + len(b.name(b.n-1))
+	name, ok := b.name(b.n - 1)
+	if !ok {
+		return c.problemError(badBlock(dir, k))
+	}
+	end := int(b.entry(b.n-1).NameOff) + len(name)
 	if !isZero(b.b[end:]) {
 		return c.problem("directory %d, block %d: bytes behind the names are not zero", dir.Nid, k)
 	}

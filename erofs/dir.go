@@ -19,7 +19,7 @@ type Dirent struct {
 // dirTypes are d_type values by the type in a directory entry.
 var dirTypes = [...]uint8{disk.TypeRegular: 8, disk.TypeDir: 4, disk.TypeChar: 2, disk.TypeBlock: 6, disk.TypeFifo: 1, disk.TypeSocket: 12, disk.TypeSymlink: 10}
 
-// dirBlock is one checked block of a directory.
+// dirBlock is one block of a directory, or what of its last one is used. Its names are checked as they are read.
 type dirBlock struct {
 	b []byte
 	n int // entries
@@ -31,35 +31,19 @@ func (im *Image) dirBlock(in Inode, k int64, buf *[blockSize]byte) (dirBlock, er
 	if err := im.read(b, in.offset(k*blockSize)); err != nil {
 		return dirBlock{}, fmt.Errorf("reading directory %d: %w", in.Nid, err)
 	}
-	bad := func() (dirBlock, error) {
-		return dirBlock{}, fmt.Errorf("%w: directory %d, block %d", ErrInvalid, in.Nid, k)
-	}
 	if len(b) < disk.DirentSize {
-		return bad()
+		return dirBlock{}, badBlock(in, k)
 	}
 	var d disk.Dirent
-	d.Decode(b)
+	d.Decode(b) // the first name begins behind the last entry
 	if d.NameOff < disk.DirentSize || d.NameOff%disk.DirentSize != 0 || int(d.NameOff) > len(b) {
-		return bad()
+		return dirBlock{}, badBlock(in, k)
 	}
-	db := dirBlock{b, int(d.NameOff) / disk.DirentSize}
-	last := int(d.NameOff)
-	for i := range db.n {
-		d.Decode(b[i*disk.DirentSize:])
-		if int(d.NameOff) < last || int(d.NameOff) > len(b) || i > 0 && int(d.NameOff) == last {
-			return bad()
-		}
-		last = int(d.NameOff)
-	}
-	if len(db.name(db.n-1)) == 0 {
-		return bad()
-	}
-	for i := range db.n {
-		if n := db.name(i); len(n) > disk.MaxName || bytes.IndexByte(n, '/') >= 0 || bytes.IndexByte(n, 0) >= 0 {
-			return bad()
-		}
-	}
-	return db, nil
+	return dirBlock{b, int(d.NameOff) / disk.DirentSize}, nil
+}
+
+func badBlock(in Inode, k int64) error {
+	return fmt.Errorf("%w: directory %d, block %d", ErrInvalid, in.Nid, k)
 }
 
 func (d dirBlock) entry(i int) (e disk.Dirent) {
@@ -67,17 +51,22 @@ func (d dirBlock) entry(i int) (e disk.Dirent) {
 	return e
 }
 
-// name gives a name; that of a block's last entry ends with the block or a zero.
-func (d dirBlock) name(i int) []byte {
-	from := int(d.entry(i).NameOff)
+// name gives a name, or false if it is none that a directory may have. The last one ends with the block or a zero.
+func (d dirBlock) name(i int) ([]byte, bool) {
+	from, to := int(d.entry(i).NameOff), len(d.b)
 	if i+1 < d.n {
-		return d.b[from:int(d.entry(i+1).NameOff)]
+		to = int(d.entry(i + 1).NameOff)
 	}
-	n := d.b[from:]
-	if z := bytes.IndexByte(n, 0); z >= 0 {
+	if from < d.n*disk.DirentSize || from >= to || to > len(d.b) {
+		return nil, false
+	}
+	n := d.b[from:to]
+	if z := bytes.IndexByte(n, 0); z >= 0 && i+1 == d.n {
 		n = n[:z]
+	} else if z >= 0 {
+		return nil, false
 	}
-	return n
+	return n, len(n) > 0 && len(n) <= disk.MaxName && bytes.IndexByte(n, '/') < 0
 }
 
 // Lookup finds a name in a directory, by bisection. The error wraps fs.ErrNotExist where there is none.
@@ -87,34 +76,40 @@ func (im *Image) Lookup(dir Inode, name string) (nid uint64, err error) {
 	}
 	buf := blockPool.Get().(*[blockSize]byte)
 	defer blockPool.Put(buf)
-	lo, hi := int64(0), (dir.Size+blockSize-1)/blockSize
-	for lo < hi {
-		mid := lo + (hi-lo)/2
-		b, err := im.dirBlock(dir, mid, buf)
+	for lo, hi := int64(0), (dir.Size+blockSize-1)/blockSize; lo < hi; {
+		k := lo + (hi-lo)/2
+		b, err := im.dirBlock(dir, k, buf)
 		if err != nil {
 			return 0, err
 		}
-		if name < string(b.name(0)) {
-			hi = mid
+		first, ok := b.name(0)
+		if !ok {
+			return 0, badBlock(dir, k)
+		}
+		if name < string(first) {
+			hi = k
 			continue
 		}
-		if name > string(b.name(b.n-1)) {
-			lo = mid + 1
-			continue
-		}
-		i, j := 0, b.n
-		for i < j {
-			m := (i + j) / 2
-			if string(b.name(m)) < name {
+		for i, j := 0, b.n; i < j; {
+			m := i + (j-i)/2
+			n, ok := b.name(m)
+			switch {
+			case !ok:
+				return 0, badBlock(dir, k)
+			case string(n) == name:
+				return b.entry(m).Nid, nil
+			case string(n) < name:
 				i = m + 1
-			} else {
+			default:
 				j = m
 			}
 		}
-		if i < b.n && string(b.name(i)) == name {
-			return b.entry(i).Nid, nil
+		if last, ok := b.name(b.n - 1); !ok {
+			return 0, badBlock(dir, k)
+		} else if name < string(last) {
+			break // it would be here
 		}
-		break
+		lo = k + 1
 	}
 	return 0, fs.ErrNotExist
 }
@@ -135,8 +130,12 @@ func (im *Image) ReadDir(dir Inode, off uint64, f func(Dirent) bool) error {
 			return err
 		}
 		for ; i < b.n; i++ {
+			name, ok := b.name(i)
+			if !ok {
+				return badBlock(dir, k)
+			}
 			e := b.entry(i)
-			d := Dirent{Name: b.name(i), Nid: e.Nid, Next: uint64(k)*blockSize + uint64(i) + 1}
+			d := Dirent{Name: name, Nid: e.Nid, Next: uint64(k)*blockSize + uint64(i) + 1}
 			if int(e.Type) < len(dirTypes) {
 				d.Type = dirTypes[e.Type]
 			}

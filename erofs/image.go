@@ -198,12 +198,15 @@ func (in Inode) offset(off int64) int64 {
 	return int64(in.start)*blockSize + off
 }
 
-// DataOff is where a regular file's content begins in the image. It is in one piece there.
+// DataOff is where a regular file's content begins in the image, or 0 for one without content. It is in one piece there; the
+// error is ErrUnsupported where another writer has put its end elsewhere.
 func (im *Image) DataOff(in Inode) (int64, error) {
 	switch {
 	case !in.IsRegular():
 		return 0, fmt.Errorf("inode %d: not a regular file: %w", in.Nid, fs.ErrInvalid)
-	case in.layout == disk.LayoutInline && in.Size > blockSize && in.Size%blockSize != 0:
+	case in.Size == 0:
+		return 0, nil
+	case in.layout == disk.LayoutInline && in.Size > blockSize:
 		return 0, fmt.Errorf("inode %d: %w: a content with an inline tail", in.Nid, ErrUnsupported)
 	}
 	return in.offset(0), nil

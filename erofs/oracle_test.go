@@ -352,7 +352,7 @@ func TestForeignImage(t *testing.T) {
 	files := map[string]string{"a": "content of a", "d/b": strings.Repeat("b", 5000), "d/e/c": "", "block": strings.Repeat("x", 4096)}
 	for _, name := range slices.Sorted(maps.Keys(files)) {
 		p := filepath.Join(src, name)
-		if err := errors.Join(os.MkdirAll(filepath.Dir(p), 0o755), os.WriteFile(p, []byte(files[name]), 0o640)); err != nil {
+		if err := errors.Join(os.MkdirAll(filepath.Dir(p), 0o755), os.WriteFile(p, []byte(files[name]), 0o600), os.Chmod(p, 0o640)); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -33,7 +33,7 @@ func (w *writer) placeContents(key func(tree.Content) [32]byte) error {
 		content tree.Content
 		ino     tree.Ino
 	}
-	var uses []use
+	uses := make([]use, 0, w.t.Len())
 	for i := range tree.Ino(w.t.Len()) {
 		a := w.t.Stat(i)
 		if a.Type != tree.Regular || a.Size == 0 {
@@ -48,6 +48,7 @@ func (w *writer) placeContents(key func(tree.Content) [32]byte) error {
 		return cmp.Or(cmp.Compare(b.content.Layer, a.content.Layer), cmp.Compare(a.content.Index, b.content.Index), cmp.Compare(a.ino, b.ino))
 	})
 	placed := make(map[[32]byte]int32, len(uses)) // index of the extent
+	w.l.extents = make([]Extent, 0, len(uses))
 	at := int64(hugeSize)
 	for _, u := range uses {
 		size := w.t.Stat(u.ino).Size
@@ -116,8 +117,8 @@ func (w *writer) placeInodes() error {
 }
 
 // placeInode gives an inode the next slots, or the first of the next block: an inode does not cross a block's end, and where
-// its tail is inline, inode, attributes and tail are in one block. (Kernels before 6.13 find the inline target of a symlink only
-// there.) The root never moves; its tail goes to a block of its own instead.
+// its tail is inline, inode, attributes and tail are in one block. (Kernels without the fix of September 2024 call an image
+// corrupted where a symlink's inline target is elsewhere.) The root never moves; its tail goes to a block of its own instead.
 func (w *writer) placeInode(i tree.Ino) error {
 	a := w.t.Stat(i)
 	size := int64(0)

@@ -94,7 +94,6 @@ func (c *Cache) resolve(ctx context.Context, r ref.Ref, repo Repo, p ref.Platfor
 	}
 	raw, d, err := c.fetchManifest(ctx, repo, p)
 	if err != nil {
-		err = fmt.Errorf("resolving %s: %w", r, err)
 		if lastErr != nil || ctx.Err() != nil || !errors.Is(err, ErrUnreachable) {
 			return v1.Hash{}, nil, err
 		}

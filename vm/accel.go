@@ -42,8 +42,7 @@ func HasVirtualization(cpuinfo io.Reader) (bool, error) {
 	return false, sc.Err()
 }
 
-// Host is what the choice of an accelerator looks at. The zero value stands for
-// a host without KVM.
+// Host is what the choice of an accelerator looks at.
 type Host struct {
 	BootID  string // of the running kernel: /proc/sys/kernel/random/boot_id
 	Release string // of the running kernel

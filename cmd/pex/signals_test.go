@@ -1,8 +1,8 @@
 package main
 
 import (
+	"context"
 	"os"
-	"slices"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -48,18 +48,20 @@ func TestWatchSignals(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
+				ctx, cancel := context.WithCancel(t.Context())
 				in := make(chan os.Signal)
 				started := make(chan func(syscall.Signal))
 				var killed syscall.Signal
 				var sent []syscall.Signal
 				guest, machine := make(chan syscall.Signal), make(chan struct{})
-				done := make(chan struct{})
+				done, idle := make(chan struct{}), make(chan struct{})
 				go func() {
 					defer close(done)
-					watchSignals(t.Context(), in, started, func(i *interruption) { killed = i.sig })
+					watchSignals(ctx, in, started, func(i *interruption) { killed = i.sig })
 				}()
 				go func() {
-					for {
+					defer close(idle)
+					for !tt.stuck {
 						select {
 						case s := <-guest:
 							sent = append(sent, s)
@@ -68,9 +70,6 @@ func TestWatchSignals(t *testing.T) {
 						}
 					}
 				}()
-				if tt.stuck {
-					guest = nil
-				}
 				for _, s := range tt.steps {
 					time.Sleep(s.after)
 					synctest.Wait()
@@ -89,13 +88,16 @@ func TestWatchSignals(t *testing.T) {
 					}
 				}
 				synctest.Wait()
+				close(machine)
+				cancel()
+				<-done
+				<-idle
 				if killed != tt.killed {
 					t.Errorf("killed by %d, want %d", killed, tt.killed)
 				}
-				if diff := cmp.Diff(tt.forwarded, slices.Clone(sent)); diff != "" {
+				if diff := cmp.Diff(tt.forwarded, sent); diff != "" {
 					t.Errorf("forwarded (-want +got):\n%s", diff)
 				}
-				close(machine)
 			})
 		})
 	}

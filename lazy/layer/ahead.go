@@ -29,22 +29,24 @@ type aheadBuf struct {
 func newAhead(ctx context.Context, r io.Reader) *ahead {
 	ctx, cancel := context.WithCancel(ctx)
 	a := &ahead{full: make(chan aheadBuf, aheadBufs+1), empty: make(chan []byte, aheadBufs), cancel: cancel, ended: make(chan struct{})}
-	for range aheadBufs {
-		a.empty <- make([]byte, aheadSize)
-	}
 	go a.run(ctx, r)
 	return a
 }
 
 func (a *ahead) run(ctx context.Context, r io.Reader) {
 	defer close(a.ended)
-	for {
+	for made := 0; ; {
 		var b []byte
-		select {
-		case b = <-a.empty:
-		case <-ctx.Done():
-			a.full <- aheadBuf{err: context.Cause(ctx)}
-			return
+		if made < aheadBufs && len(a.empty) == 0 {
+			b = make([]byte, aheadSize)
+			made++
+		} else {
+			select {
+			case b = <-a.empty:
+			case <-ctx.Done():
+				a.full <- aheadBuf{err: context.Cause(ctx)}
+				return
+			}
 		}
 		n := 0
 		var err error

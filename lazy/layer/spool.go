@@ -31,7 +31,7 @@ type spoolWriter struct {
 }
 
 func newSpoolWriter(data, leaves io.WriterAt) *spoolWriter {
-	w := &spoolWriter{data: data, leaves: leaves, key: sha256.New(), buf: make([]byte, 0, spoolBuf)}
+	w := &spoolWriter{data: data, leaves: leaves, key: sha256.New()}
 	w.zerosSum = sha256.Sum256(w.zeros[:])
 	return w
 }
@@ -42,6 +42,9 @@ func (w *spoolWriter) content(r io.Reader, size int64) (Content, error) {
 	w.key.Reset()
 	_, _ = io.WriteString(w.key, "pex blocks 1") // a hash never fails
 	_, _ = w.key.Write(binary.LittleEndian.AppendUint64(nil, uint64(size)))
+	if w.buf == nil {
+		w.buf = make([]byte, 0, spoolBuf)
+	}
 	for left := size; left > 0; {
 		if len(w.buf) == cap(w.buf) {
 			if err := w.flush(); err != nil {

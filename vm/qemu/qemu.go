@@ -1,7 +1,7 @@
 // Package qemu runs machines under QEMU's x86-64 system emulator, version 7.2
 // or later.
 //
-// The machine is of type pc, with nothing but what a Spec asks for. Its serial
+// The machine is of type q35, with nothing but what a Spec asks for. Its serial
 // console is QEMU's standard output; its port to PID 1, and the channel that
 // controls QEMU (QMP), are socket pairs that Start makes, so that QEMU has no
 // name in any file system and nothing to be connected to. QEMU may start no
