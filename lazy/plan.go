@@ -43,7 +43,6 @@ var errPlan = errors.New("the image's plan is damaged")
 
 type planWriter struct {
 	extents, chunks []byte
-	n               int
 }
 
 func (w *planWriter) add(off, size int64, key layer.Key, ly int, chunks []layer.Chunk) {

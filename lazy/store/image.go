@@ -67,7 +67,6 @@ type Image struct {
 	blocks  int64
 	count   atomic.Int64
 	sealed  atomic.Bool
-	refs    atomic.Int64
 }
 
 func (s *Store) imageDir(k Key) string { return filepath.Join(s.dir, "images", string(k)) }

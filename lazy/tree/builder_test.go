@@ -106,9 +106,6 @@ type naiveFile struct {
 	kind    Type
 	mode    uint32
 	content Content
-	id      int // the same for names of one inode
-	target  string
-	own     bool // described by an entry, not implied
 }
 
 func naive(layers [][]Entry) (map[string]*naiveFile, bool) {

@@ -66,8 +66,8 @@ type segment struct{ addr, n uint64 }
 // Options are the choices of whoever runs a device. The zero value is usable.
 type Options struct {
 	RequestQueues int          // ServeFS: queues beside the one of high priority, 1 to 255; 0 is 1
-	InFlight      int          // requests per queue that may be waiting for something slow, 1 to 1024; 0 is 64
-	Logger        *slog.Logger // a ring's first fault and panics; nil is silence
+	InFlight      int          // requests per queue that may block at once, of MaxIn + MaxOut bytes each, 1 to 1024; 0 is 64
+	Logger        *slog.Logger // refused messages, a ring's first fault, panics; nil is silence
 }
 
 func (o Options) withDefaults() (Options, error) {

@@ -292,11 +292,15 @@ func (s *server) setVringFD(m *message) error {
 	if err != nil {
 		return err
 	}
-	if m.request == msgSetVringCall {
-		replace(&r.call, fd)
-	} else {
+	if m.request == msgSetVringErr {
 		replace(&r.errs, fd)
+		return nil
 	}
+	replace(&r.call, fd)
+	// What came to be used before there was a way to tell is told now.
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.told = false
 	return nil
 }
 

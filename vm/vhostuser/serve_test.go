@@ -241,6 +241,9 @@ func TestStopWithRequestInFlight(t *testing.T) {
 				base = tt.reset(d, base)
 			}
 			d.start(base)
+			if !wait(d.call) {
+				t.Error("no interrupt for what was used before there was a way to tell")
+			}
 			if tt.want && !tt.first {
 				dev.leave <- struct{}{}
 			}
@@ -257,6 +260,33 @@ func TestStopWithRequestInFlight(t *testing.T) {
 				t.Errorf("next answer: head %d, memory %q", e.head, fe.mem[outAt:][:12])
 			}
 		})
+	}
+}
+
+// TestCloudHypervisorOrder starts a queue as cloud-hypervisor does, without acknowledgements, and resets it.
+func TestCloudHypervisorOrder(t *testing.T) {
+	fe := serveTest(t, newTestDevice(), Options{})
+	d := &driver{fe: fe, queue: 1, num: ringSize, kick: eventfd(t), call: eventfd(t), errs: eventfd(t)}
+	offered := binary.LittleEndian.Uint64(fe.ask(msgGetFeatures, nil))
+	fe.send(msgSetOwner, 0, nil)
+	fe.send(msgSetProtocolFeatures, 0, longs(protoMQ|protoConfigureMemSlots))
+	for range 2 {
+		fe.send(msgSetFeatures, 0, longs(offered))
+		fe.send(msgSetMemTable, 0, append(words(1, 0), fe.region(0)...), fe.memFD)
+		fe.send(msgSetVringNum, 0, words(1, ringSize))
+		fe.send(msgSetVringAddr, 0, d.addr())
+		fe.send(msgSetVringBase, 0, words(1, 0))
+		fe.send(msgSetVringCall, 0, longs(1), d.call)
+		fe.send(msgSetVringKick, 0, longs(1), d.kick)
+		fe.send(msgSetVringEnable, 0, words(1, 1))
+		if got := d.request([]byte("request"), 16); string(got) != "tseuqer" {
+			t.Errorf("answer: %q", got)
+		}
+		fe.send(msgSetVringEnable, 0, words(1, 0))
+		if p := fe.ask(msgGetVringBase, words(1, 0)); binary.LittleEndian.Uint32(p[4:]) != 1 {
+			t.Errorf("base: %x", p)
+		}
+		d.clear()
 	}
 }
 
