@@ -23,6 +23,9 @@ type MountOptions struct {
 // ErrNoFUSE is wrapped where the machine has no /dev/fuse, or this user may not use it.
 var ErrNoFUSE = errors.New("FUSE is not available")
 
+// Hint says what people can do about ErrNoFUSE.
+const Hint = "load the fuse module; an ordinary user also needs fusermount3 (fuse3) and the right to open /dev/fuse"
+
 // maxIO is the greatest read in one request, in bytes.
 const maxIO = 1 << 20
 
@@ -50,9 +53,11 @@ func Mount(f *FS, dir string, o MountOptions) (*Server, error) {
 	if !st.IsDir() {
 		return nil, fmt.Errorf("mounting on %s: not a directory", dir)
 	}
-	if _, err := os.Stat("/dev/fuse"); err != nil {
+	dev, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0)
+	if err != nil {
 		return nil, fmt.Errorf("mounting on %s: %w: %w", dir, ErrNoFUSE, err)
 	}
+	dev.Close()
 	m := ServerOptions()
 	m.FsName, m.Name, m.Debug, m.AllowOther = o.Source, "pexfs", o.Debug, o.AllowOther
 	if o.Debug {

@@ -134,7 +134,7 @@ func viewCommand(cacheDir *string) *cobra.Command {
 			if err != nil {
 				e := &daemon.Error{Text: err.Error()}
 				if errors.Is(err, fusefs.ErrNoFUSE) {
-					e.Hint = "load the fuse module; to mount as an ordinary user, install fuse3"
+					e.Hint = fusefs.Hint
 				}
 				json.NewEncoder(ready).Encode(e)
 			}

@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash"
 	"io"
 	"math"
 	"slices"
@@ -24,7 +25,10 @@ const (
 
 // parseTOC turns the JSON of a TOC into an index. end is where the blob's data ends: no chunk reaches beyond it.
 func parseTOC(raw []byte, end int64, f Format) (*Index, error) {
-	b := tocBuilder{ix: &Index{Source: FromTOC, Format: f}, end: end}
+	const usual = 350 // bytes of an entry: most have two digests
+	b := tocBuilder{ix: &Index{Source: FromTOC, Format: f}, end: end, key: sha256.New()}
+	b.ix.Entries = make([]tree.Entry, 0, len(raw)/usual)
+	b.ix.Chunks = make([]Chunk, 0, len(raw)/usual)
 	n := 0
 	version, err := scanTOC(raw, func(e *tocEntry) error {
 		n++
@@ -68,6 +72,10 @@ type tocBuilder struct {
 	ix   *Index
 	end  int64
 	file file // the last regular file that isn't empty, while it may get more chunks
+	key  hash.Hash
+	// the last time that was parsed: neighbours tend to have the same
+	timeText []byte
+	time     tree.Time
 }
 
 type file struct {
@@ -97,6 +105,9 @@ func (b *tocBuilder) add(e *tocEntry) error {
 	if err != nil {
 		return err
 	}
+	if out.Mtime, err = b.parseTime(e.modTime); err != nil {
+		return err
+	}
 	isAdded := added(out.Name)
 	if !isAdded {
 		if len(b.ix.Entries) == maxEntries {
@@ -115,7 +126,7 @@ func (b *tocBuilder) add(e *tocEntry) error {
 	return b.chunk(e)
 }
 
-// entry is e without what it says of chunks.
+// entry is e without its time and what it says of chunks.
 func (e *tocEntry) entry() (tree.Entry, error) {
 	// two names that aren't UTF-8 may have become one
 	lossy := bytes.Contains(e.name, []byte(fffd)) || bytes.Contains(e.link, []byte(fffd))
@@ -156,14 +167,22 @@ func (e *tocEntry) entry() (tree.Entry, error) {
 	case tree.Char, tree.Block:
 		out.Major, out.Minor = uint32(e.devMajor), uint32(e.devMinor)
 	}
-	if len(e.modTime) > 0 {
-		t, err := time.Parse(time.RFC3339, string(e.modTime)) // which takes fractions too
-		if err != nil {
-			return tree.Entry{}, noTOC("its time: %v", err)
-		}
-		out.Mtime = tree.Time{Sec: t.Unix(), Nsec: uint32(t.Nanosecond())}
-	}
 	return out, nil
+}
+
+// parseTime reads a time; an empty one is 1970.
+func (b *tocBuilder) parseTime(text []byte) (tree.Time, error) {
+	if len(text) == 0 {
+		return tree.Time{}, nil
+	}
+	if !bytes.Equal(text, b.timeText) {
+		t, err := time.Parse(time.RFC3339, string(text)) // which takes fractions too
+		if err != nil {
+			return tree.Time{}, noTOC("its time: %v", err)
+		}
+		b.timeText, b.time = text, tree.Time{Sec: t.Unix(), Nsec: uint32(t.Nanosecond())}
+	}
+	return b.time, nil
 }
 
 func tocType(name []byte) (t tree.Type, ok bool) {
@@ -269,15 +288,15 @@ func (b *tocBuilder) closeFile() error {
 	c := &b.ix.Contents[len(b.ix.Contents)-1]
 	chunks := b.ix.Chunks[c.FirstChunk:]
 	chunks[len(chunks)-1].End = f.endOffset
-	h := sha256.New()
-	_, _ = io.WriteString(h, "pex chunks 1") // a hash never fails
-	var size [8]byte
-	for _, ch := range chunks {
-		binary.LittleEndian.PutUint64(size[:], uint64(ch.Size))
-		_, _ = h.Write(size[:])
-		_, _ = h.Write(ch.Digest[:])
+	b.key.Reset()
+	_, _ = io.WriteString(b.key, "pex chunks 1") // a hash never fails
+	var row [8 + 32]byte
+	for i := range chunks {
+		binary.LittleEndian.PutUint64(row[:], uint64(chunks[i].Size))
+		copy(row[8:], chunks[i].Digest[:])
+		_, _ = b.key.Write(row[:])
 	}
-	h.Sum(c.Key[:0])
+	b.key.Sum(c.Key[:0])
 	return nil
 }
 

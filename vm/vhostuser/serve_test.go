@@ -296,21 +296,19 @@ func TestInFlight(t *testing.T) {
 	fe := serveTest(t, dev, Options{InFlight: 3})
 	fe.connect(0)
 	d, other := fe.queue(0), fe.queue(1)
-	copy(fe.mem[inAt:], "block")
+	copy(fe.mem[inAt+4096:], "block")
 	for i := range 5 {
-		d.post(2*i, descriptor{inAt, 5, descNext, uint16(2*i + 1)}, descriptor{outAt, 8, descWrite, 0})
+		d.post(2*i, descriptor{inAt + 4096, 5, descNext, uint16(2*i + 1)}, descriptor{outAt, 8, descWrite, 0})
 	}
 	for range 3 {
 		<-dev.entered
 	}
-	copy(fe.mem[inAt:], "other")
 	if got := other.request([]byte("other"), 8); string(got) != "rehto" {
 		t.Errorf("answer on the other queue: %q", got)
 	}
 	if len(dev.entered) != 0 {
 		t.Error("more requests in flight than allowed")
 	}
-	copy(fe.mem[inAt:], "block")
 	base := d.stop()
 	d.start(base)
 	heads := map[uint16]bool{}

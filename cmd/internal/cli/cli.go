@@ -52,7 +52,7 @@ func hint(err error) string {
 	case errors.As(err, &h):
 		return h.Hint()
 	case errors.Is(err, fusefs.ErrNoFUSE):
-		return "load the fuse module; to mount as an ordinary user, install fuse3"
+		return fusefs.Hint
 	case errors.Is(err, syscall.EBUSY):
 		return "end what uses it: `fuser -vm DIR` lists it"
 	}
