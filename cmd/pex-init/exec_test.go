@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"os/signal"
 	"sync"
 	"syscall"
 	"testing"
@@ -84,7 +85,13 @@ func TestCopyOutput(t *testing.T) {
 }
 
 func TestReaper(t *testing.T) {
-	r := newReaper()
+	sig := make(chan os.Signal, 1)
+	signal.Notify(sig, unix.SIGCHLD)
+	defer func() {
+		signal.Stop(sig)
+		close(sig)
+	}()
+	r := newReaper(sig)
 	sh := func(script string) func() (int, error) {
 		return func() (int, error) {
 			return syscall.ForkExec("/bin/sh", []string{"sh", "-c", script}, &syscall.ProcAttr{Files: []uintptr{0, 1, 2}})

@@ -88,14 +88,15 @@ func run() error {
 		}
 		return err
 	}
-	r := newReaper()
+	children := make(chan os.Signal, 1)
+	signal.Notify(children, unix.SIGCHLD)
 	if ready.Uptime, err = uptime(); err != nil {
 		return err
 	}
 	if err := srv.Ready(ready); err != nil {
 		return err
 	}
-	x := &executor{reaper: r, hostname: cfg.hostname}
+	x := &executor{reaper: newReaper(children), hostname: cfg.hostname}
 	if err := srv.Serve(x.run); err != nil {
 		return fmt.Errorf("serving the host: %w", err)
 	}

@@ -4,7 +4,6 @@ package main
 
 import (
 	"os"
-	"os/signal"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -24,11 +23,10 @@ type reaper struct {
 	early    map[int]ended // children that ended meanwhile
 }
 
-// newReaper starts reaping, for as long as this process lives.
-func newReaper() *reaper {
+// newReaper starts reaping whenever sig says that a child has ended, until sig is closed. There must be only one at a
+// time.
+func newReaper(sig <-chan os.Signal) *reaper {
 	r := &reaper{waiting: make(map[int]chan<- ended), early: make(map[int]ended)}
-	sig := make(chan os.Signal, 1)
-	signal.Notify(sig, unix.SIGCHLD)
 	go func() {
 		for range sig {
 			r.reap()

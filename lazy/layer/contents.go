@@ -180,7 +180,10 @@ func (b *tocBuilder) parseTime(text []byte) (tree.Time, error) {
 		if err != nil {
 			return tree.Time{}, noTOC("its time: %v", err)
 		}
-		b.timeText, b.time = text, tree.Time{Sec: t.Unix(), Nsec: uint32(t.Nanosecond())}
+		b.timeText, b.time = text, tree.Time{}
+		if !t.IsZero() { // containers/image has had the year 1 for "unknown"
+			b.time = tree.Time{Sec: t.Unix(), Nsec: uint32(t.Nanosecond())}
+		}
 	}
 	return b.time, nil
 }

@@ -37,17 +37,18 @@ type Key [32]byte
 type Content struct {
 	Key  Key
 	Size int64
-	// FirstChunk and Chunks are the content's part of Index.Chunks (FromTOC).
+	// FirstChunk and Chunks are the content's part of Index.Chunks, in the order of their Off and without gaps (FromTOC).
 	FirstChunk, Chunks uint32
 	// SpoolOff is where the content begins in the layer's spool, a multiple of 4,096 (FromTar).
 	SpoolOff int64
 }
 
-// Chunk is a piece of a content that is fetched and verified as one.
+// Chunk is a piece of a content that is fetched and verified as one. It has at most 64 MiB.
 type Chunk struct {
 	Off, Size int64    // the piece of the content
 	Digest    [32]byte // SHA-256 of these bytes
-	// Start and End bound the gzip member or zstd frame (or plain bytes) that holds the chunk, in the blob.
+	// Start and End bound the gzip member or zstd frame (or plain bytes) that holds the chunk, in the blob. Chunks with the
+	// same Start have the same End; those with another don't overlap. What the TOC leaves out, as headers, may lie before End.
 	Start, End int64
 	Inner      int64 // where the chunk begins in what that member inflates to
 }

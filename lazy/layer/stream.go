@@ -28,10 +28,12 @@ func Stream(ctx context.Context, r io.Reader, d v1.Descriptor, diffID v1.Hash, s
 	}
 	lim = lim.withDefaults()
 	// Three goroutines: one reads and hashes the blob, one inflates, and this one hashes the tar, reads it and writes.
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	raw := &hashReader{r: r, h: sha256.New(), max: d.Size, progress: lim.Progress}
 	in := newAhead(ctx, raw)
 	s := &streamer{ix: &Index{Source: FromTar}, w: newSpoolWriter(spool, leaves), lim: lim}
-	err := s.inflate(ctx, bufio.NewReaderSize(in, 64<<10))
+	err := s.inflate(ctx, cancel, bufio.NewReaderSize(in, 64<<10))
 	in.stop()
 	if raw.err != nil { // says more than what a decoder made of it
 		return nil, raw.err
@@ -61,15 +63,18 @@ type streamer struct {
 	strings int64 // bytes of names and attributes so far
 }
 
-// inflate reads all of the blob. When it returns r isn't in use any more.
-func (s *streamer) inflate(ctx context.Context, r *bufio.Reader) error {
+// inflate reads all of the blob. When it returns r isn't in use any more. cancel ends what feeds r.
+func (s *streamer) inflate(ctx context.Context, cancel context.CancelFunc, r *bufio.Reader) error {
 	plain, err := inflate(r)
 	if err != nil {
 		return err
 	}
 	defer plain.Close()
 	out := newAhead(ctx, plain)
-	defer out.stop() // before the decoder is closed
+	defer func() { // before the decoder is closed
+		cancel()
+		out.stop()
+	}()
 	s.tar = &hashReader{r: out, h: sha256.New(), max: s.lim.MaxSize}
 	err = s.readTar()
 	if err == nil {

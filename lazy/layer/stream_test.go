@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -351,6 +352,36 @@ func TestStreamErrors(t *testing.T) {
 			if tt.is != nil && !errors.Is(err, tt.is) || !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("error %q", err)
 			}
+		})
+	}
+}
+
+// stuck gives some bytes, and then nothing until its context ends.
+type stuck struct {
+	ctx context.Context
+	r   io.Reader
+}
+
+func (s *stuck) Read(p []byte) (int, error) {
+	if n, err := s.r.Read(p); err == nil {
+		return n, nil
+	}
+	<-s.ctx.Done()
+	return 0, s.ctx.Err()
+}
+
+func TestStreamEndsWithContext(t *testing.T) {
+	src := makeTar(t, reg("a", text(1<<20, 1)))
+	for form, b := range map[string][]byte{"plain": src, "gzip": gz(t, src), "zstd": zst(t, src)} {
+		t.Run(form, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+				defer cancel()
+				_, err := Stream(ctx, &stuck{ctx, bytes.NewReader(b[:len(b)/2])}, descriptor(b), digestOf(src), new(memory), new(memory), Limits{})
+				if !errors.Is(err, context.DeadlineExceeded) {
+					t.Errorf("error %v", err)
+				}
+			})
 		})
 	}
 }

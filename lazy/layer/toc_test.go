@@ -447,7 +447,7 @@ func TestTOCFieldsOfEntries(t *testing.T) {
 	ix, err := parseTOC([]byte(`{"entries":[
 		{"name":"su","type":"reg","mode":35309,"modtime":"1969-12-31T23:59:58Z","uid":1,"gid":4294967295,"linkName":"left over","devMajor":7},
 		{"name":"l\u00e4\ud83d\ude00","type":"symlink","linkName":"\"\\\/\b\f\n\r\t"},
-		{"name":"h","type":"hardlink","linkName":"su"},
+		{"name":"h","type":"hardlink","linkName":"su","modtime":"0001-01-01T00:00:00Z"},
 		{"name":"b","type":"block","devMajor":259,"devMinor":4294967295,"size":5}
 	]}`), 0, Gzip)
 	if err != nil {

@@ -119,6 +119,23 @@ func (s *Store) Lock() error {
 	return nil
 }
 
+// Locked tells whether some process holds the folder's lock.
+func (s *Store) Locked() (bool, error) {
+	f, err := os.Open(filepath.Join(s.dir, "lock"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	err = unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB)
+	if errors.Is(err, syscall.EWOULDBLOCK) {
+		return true, nil
+	}
+	return false, err
+}
+
 // Close gives up the lock. Images opened from the store stay usable until they are closed themselves.
 func (s *Store) Close() error {
 	if s.lock == nil {

@@ -252,19 +252,26 @@ func (c *Client) Status(ctx context.Context) (*Status, error) {
 	return s, json.NewDecoder(resp.Body).Decode(s)
 }
 
-// Stop ends the daemon and waits until it is gone.
+// Stop ends the daemon and waits until it has let go of the folder.
 func (c *Client) Stop(ctx context.Context) error {
+	st, err := store.Open(c.dir)
+	if err != nil {
+		return err
+	}
 	resp, err := c.do(ctx, http.MethodPost, "/v1/stop", nil)
 	if err != nil {
 		return err
 	}
 	resp.Body.Close()
-	for c.ping(ctx) == nil {
+	for {
+		held, err := st.Locked()
+		if err != nil || !held {
+			return err
+		}
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-time.After(20 * time.Millisecond):
 		}
 	}
-	return ctx.Err()
 }

@@ -56,7 +56,8 @@ func run(what string, args []string) error {
 		time.Sleep(time.Hour)
 	case "stubborn": // names the signals it gets and heeds none
 		in := make(chan os.Signal, 16)
-		signal.Notify(in)
+		// not all: the runtime's own SIGURG would be among them
+		signal.Notify(in, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGUSR2)
 		fmt.Println("waiting")
 		for s := range in {
 			fmt.Println("got", int(s.(syscall.Signal)))
