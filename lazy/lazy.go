@@ -77,7 +77,8 @@ func NewCache(st *store.Store, o Options) *Cache {
 	return &Cache{st: st, opts: o, log: o.Log, images: make(map[store.Key]*Image), using: make(map[string]int)}
 }
 
-// Close waits for fillers that the caller has ended and closes every image.
+// Close waits for fillers that the caller has ended and closes the image files. A Need or a look at an image that is still
+// under way fails.
 func (c *Cache) Close() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -85,7 +86,7 @@ func (c *Cache) Close() error {
 	for k, im := range c.images {
 		im.jobs.Wait()
 		im.closeClones()
-		errs = append(errs, im.file.Close())
+		errs = append(errs, im.file.Retire())
 		delete(c.images, k)
 	}
 	return errors.Join(errs...)
@@ -154,7 +155,7 @@ func (c *Cache) Remove(k store.Key) error {
 	if im != nil {
 		im.jobs.Wait()
 		im.closeClones()
-		if err := im.file.Close(); err != nil {
+		if err := im.file.Retire(); err != nil {
 			return err
 		}
 	}

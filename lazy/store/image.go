@@ -202,6 +202,10 @@ func (im *Image) Close() error {
 	return errors.Join(errs...)
 }
 
+// Retire closes the image file and leaves the map and the tree mapped, for those who may still look at them: what they
+// ask for from now on fails, and does not fault. They stay mapped until the process ends.
+func (im *Image) Retire() error { return im.f.Close() }
+
 // recheck hashes every block that the map names and forgets those that differ from their leaf.
 func (im *Image) recheck(ctx context.Context) error {
 	buf := make([]byte, 1<<20)
