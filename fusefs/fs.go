@@ -12,7 +12,6 @@ package fusefs
 import (
 	"context"
 	"errors"
-	"io"
 	"io/fs"
 	"log/slog"
 	"syscall"
@@ -72,8 +71,6 @@ func (f *FS) errno(what string, node uint64, err error) fuse.Status {
 	switch {
 	case err == nil:
 		return fuse.OK
-	case errors.Is(err, context.Canceled):
-		return fuse.EINTR
 	case errors.Is(err, fs.ErrNotExist):
 		return fuse.ENOENT
 	case errors.Is(err, erofs.ErrNotDir):
@@ -207,12 +204,14 @@ func (f *FS) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.Rea
 			return fuse.ReadResultFd(fd, fdOff, n), fuse.OK
 		}
 	}
-	k, err := f.data.ReadAt(request{context.Background(), cancel}, buf[:n], at+off)
-	if k < n && (err == nil || err == io.EOF) {
-		err = io.ErrUnexpectedEOF
-	}
-	if k < n {
-		return nil, f.errno("read", in.NodeId, err)
+	ctx := request{context.Background(), cancel}
+	if k, err := f.data.ReadAt(ctx, buf[:n], at+off); k < n {
+		if ctx.Err() != nil {
+			return nil, fuse.EINTR
+		}
+		// whatever Data's error wraps, to a reader it is that the bytes can't be had
+		f.log.Error("read", "nid", in.NodeId, "off", off, "err", err)
+		return nil, fuse.EIO
 	}
 	return fuse.ReadResultData(buf[:n]), fuse.OK
 }

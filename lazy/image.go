@@ -29,12 +29,12 @@ type Image struct {
 	filling atomic.Bool
 	jobs    sync.WaitGroup
 
-	mu     sync.Mutex      // guards what follows; never held over I/O
-	repo   Repo            // nil until somebody names where to fetch from
-	done   []bool          // chunks written by this process
-	parts  map[int64]int64 // blocks shared by chunks: bytes written so far, by offset
-	jobsOf map[int]*job    // chunks being fetched
-	err    error           // why the filler gave up, for status
+	mu     sync.Mutex              // guards what follows; never held over I/O
+	repo   Repo                    // nil until somebody names where to fetch from
+	done   []bool                  // chunks written by this process
+	parts  map[int64]map[int]int64 // blocks shared by chunks, by offset: bytes that each chunk wrote
+	jobsOf map[int]*job            // chunks being fetched
+	err    error                   // why the filler gave up, for status
 }
 
 type clone struct {
@@ -410,11 +410,11 @@ func (im *Image) place(e extent, k int, ch layer.Chunk, p []byte) error {
 			return err
 		}
 	}
-	if err := im.part(e, off, min(whole0, end), p); err != nil {
+	if err := im.part(e, k, off, min(whole0, end), p); err != nil {
 		return err
 	}
 	if !last && whole1 >= whole0 {
-		if err := im.part(e, whole1, end, p[whole1-off:]); err != nil {
+		if err := im.part(e, k, whole1, end, p[whole1-off:]); err != nil {
 			return err
 		}
 	}
@@ -424,8 +424,9 @@ func (im *Image) place(e extent, k int, ch layer.Chunk, p []byte) error {
 	return nil
 }
 
-// part writes bytes [off, end) of a block, all of one block and not all of it.
-func (im *Image) part(e extent, off, end int64, p []byte) error {
+// part writes bytes [off, end) of a block that chunk k has a part of. A chunk may come twice, after a fault between its
+// parts: so each is counted once.
+func (im *Image) part(e extent, k int, off, end int64, p []byte) error {
 	if off >= end {
 		return nil
 	}
@@ -433,10 +434,16 @@ func (im *Image) part(e extent, off, end int64, p []byte) error {
 		return err
 	}
 	at := off / store.BlockSize * store.BlockSize
-	want := min(store.BlockSize, e.off+e.size-at)
 	im.mu.Lock()
-	im.parts[at] += end - off
-	full := im.parts[at] == want
+	if im.parts[at] == nil {
+		im.parts[at] = make(map[int]int64)
+	}
+	im.parts[at][k] = end - off
+	var have int64
+	for _, n := range im.parts[at] {
+		have += n
+	}
+	full := have == min(store.BlockSize, e.off+e.size-at)
 	if full {
 		delete(im.parts, at)
 	}

@@ -141,7 +141,7 @@ func (c *Cache) newImage(f *store.Image) (*Image, error) {
 			return nil, fmt.Errorf("%w: contents of streamed layers are missing in image %s", errPlan, f.Info.Key)
 		}
 	}
-	im.parts = make(map[int64]int64)
+	im.parts = make(map[int64]map[int]int64)
 	im.done = make([]bool, im.plan.chunks)
 	return im, c.findClones(im)
 }
