@@ -23,6 +23,9 @@ var errEnough = errors.New("more problems than are listed")
 // twice, and all unused bytes of it zero. It reads no contents and not what lies between them, so the image may be
 // unfilled.
 //
+// Of an image of package compress it checks the same, but for alignment and padding to 2 MiB, and that every compressed cluster
+// decompresses to its size, for which it reads all of these.
+//
 // The error joins all that was found, up to 100 problems, each wrapping ErrInvalid or ErrUnsupported; or it is the error of a read
 // that failed. Memory is some ten bytes for each inode, more for directories and hard links, and 1/64 of the metadata's size, which may be up to 16 GiB.
 func Check(r io.ReaderAt, size int64) error {
@@ -98,7 +101,7 @@ func (c *checker) check(size int64) error {
 	if c.metaSize() > maxMeta {
 		return c.problem("metadata of %d bytes", c.metaSize())
 	}
-	if s.MetaOffset < hugeSize {
+	if s.MetaOffset < c.dataFrom() {
 		return c.problem("metadata at %d", s.MetaOffset)
 	}
 	slots := c.metaSize() / disk.SlotSize
@@ -130,6 +133,12 @@ func (c *checker) superblock(size int64) error {
 	var s disk.Super
 	s.Decode(b[disk.SuperOffset:])
 	s.Encode(again[disk.SuperOffset:])
+	if c.im.super.Compressed {
+		if a := s.Algorithms; s.FeatureIncompat != disk.IncompatZeroPadding|disk.IncompatConfigs || a != 1<<disk.AlgorithmLZ4 && a != 1<<disk.AlgorithmZstd {
+			return c.problem("incompatible features %#x, algorithms %#x", s.FeatureIncompat, a)
+		}
+		copy(again[disk.SuperOffset+disk.SuperSize:], c.im.configs.Append(nil, s.Algorithms))
+	}
 	if !bytes.Equal(b[:], again[:]) {
 		if err := c.problem("block 0 has other bytes than the superblock's"); err != nil {
 			return err
@@ -141,7 +150,11 @@ func (c *checker) superblock(size int64) error {
 			return err
 		}
 	}
-	if c.im.super.Size != size || size%hugeSize != 0 {
+	if c.im.super.Compressed {
+		if c.im.super.Size != size {
+			return c.problem("a file system of %d bytes in %d bytes", c.im.super.Size, size)
+		}
+	} else if c.im.super.Size != size || size%hugeSize != 0 {
 		return c.problem("a file system of %d bytes in %d bytes, that must be the same multiple of 2 MiB", c.im.super.Size, size)
 	}
 	return nil

@@ -21,7 +21,7 @@ func (c *checker) visit(nid uint64) (in Inode, ok bool, err error) {
 	if start != c.im.super.MetaOffset+int64(nid)*disk.SlotSize {
 		return in, false, c.problem("inode %d is compact", nid)
 	}
-	end := in.head + in.xattrs + in.inlineSize()
+	end := in.head + in.xattrs + in.followSize()
 	if !c.claim(start, end-start) {
 		return in, false, c.problem("inode %d: bytes %d to %d are used by something else", nid, start, end)
 	}
@@ -117,7 +117,10 @@ func (c *checker) data(in Inode) error {
 		return c.problem("inode %d: mode %#o, layout %d, data at %d+%d: %s", in.Nid, in.Mode, in.layout, start, in.Size, what)
 	}
 	inline := in.layout == disk.LayoutInline
+	packed := c.im.super.Compressed && in.IsRegular()
 	switch {
+	case in.compressed():
+		return c.clusters(in)
 	case in.IsDir():
 		if in.Size == 0 {
 			return bad("an empty directory has two names")
@@ -126,18 +129,19 @@ func (c *checker) data(in Inode) error {
 		if err := c.symlink(in); err != nil {
 			return err
 		}
-	case inline:
+	case inline && !packed:
 		return bad("only directories and symlinks have inline data")
-	case in.IsRegular() && in.Size > 0:
-		if start < hugeSize || start > c.im.super.MetaOffset || in.Size > c.im.super.MetaOffset-start {
+	case in.IsRegular() && in.Size > in.inlineSize():
+		size := in.Size - in.inlineSize()
+		if start < c.dataFrom() || start > c.im.super.MetaOffset || size > c.im.super.MetaOffset-start {
 			return bad("not between the superblock and the metadata")
 		}
-		if in.Size >= hugeSize && start%hugeSize != 0 {
+		if in.Size >= hugeSize && start%hugeSize != 0 && !packed {
 			return bad("a big content is not aligned")
 		}
-		c.extents = append(c.extents, extent{start, in.Size})
+		c.extents = append(c.extents, extent{start, size})
 		return nil
-	case in.Size != 0:
+	case in.Size != in.inlineSize():
 		return bad("this type has no data")
 	case in.Mode&modeFormat == modeChar || in.Mode&modeFormat == modeBlock:
 		return nil // start is the device number

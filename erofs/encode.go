@@ -1,8 +1,6 @@
 package erofs
 
 import (
-	"hash/crc32"
-
 	"github.com/pexfs/pex/erofs/disk"
 	"github.com/pexfs/pex/lazy/tree"
 )
@@ -102,15 +100,5 @@ func (w *writer) encodeSuper(uuid [16]byte) {
 		Magic: disk.Magic, FeatureCompat: disk.CompatChecksum | disk.CompatMtime, BlockBits: disk.BlockBits, RootNid: rootNid,
 		Inodes: uint64(w.t.Len()), Blocks: uint32(w.l.size / blockSize), MetaBlock: uint32(w.l.metaOff / blockSize), UUID: uuid,
 	}
-	s.Encode(w.l.super[disk.SuperOffset:])
-	s.Checksum = superChecksum(w.l.super)
-	s.Encode(w.l.super[disk.SuperOffset:])
-}
-
-// superChecksum is the superblock's: CRC-32C over the rest of its block, with zeros in its own place, not inverted at the end.
-func superChecksum(block []byte) uint32 {
-	castagnoli := crc32.MakeTable(crc32.Castagnoli) // made once by the library
-	h := crc32.Update(0, castagnoli, block[disk.SuperOffset:disk.SuperOffset+4])
-	h = crc32.Update(h, castagnoli, make([]byte, 4))
-	return ^crc32.Update(h, castagnoli, block[disk.SuperOffset+8:])
+	s.Seal(w.l.super)
 }

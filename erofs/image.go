@@ -8,13 +8,16 @@ import (
 	"math"
 	"sync"
 
+	"github.com/klauspost/compress/zstd"
+
 	"github.com/pexfs/pex/erofs/disk"
 )
 
 var (
 	// ErrInvalid is wrapped by every error that says an image's bytes are not EROFS. It wraps fs.ErrInvalid.
 	ErrInvalid = fmt.Errorf("invalid EROFS image: %w", fs.ErrInvalid)
-	// ErrUnsupported is wrapped where an image uses what this package doesn't read: compression, chunks, other block sizes.
+	// ErrUnsupported is wrapped where an image uses what this package doesn't read: LZMA and DEFLATE, chunks, packed ends of files,
+	// other block sizes.
 	ErrUnsupported = errors.New("unsupported EROFS feature")
 	// ErrNotDir and ErrNotSymlink say that an inode is of another type.
 	ErrNotDir     = errors.New("not a directory")
@@ -42,13 +45,19 @@ type Super struct {
 	Size       int64 // of the file system
 	MetaOffset int64
 	RootNid    uint64
+	Compressed bool // files may be compressed
 }
 
 // Image is an image open for reading. It may be used concurrently if its ReaderAt may, and keeps nothing of what it read but the
-// superblock.
+// superblock and, of compressed files, at most 16 MiB of what was read last.
 type Image struct {
-	r     io.ReaderAt
-	super Super
+	r          io.ReaderAt
+	super      Super
+	incompat   uint32
+	algorithms uint16 // a set
+	configs    disk.Configs
+	cache      clusterCache
+	zstd       func() (*zstd.Decoder, error) // made when first needed
 	// the time of compact inodes
 	mtime     int64
 	mtimeNsec uint32
@@ -70,15 +79,28 @@ func Open(r io.ReaderAt, size int64) (*Image, error) {
 		return nil, fmt.Errorf("%w: magic %#x", ErrInvalid, s.Magic)
 	case s.BlockBits != disk.BlockBits:
 		return nil, fmt.Errorf("%w: blocks of 2^%d bytes", ErrUnsupported, s.BlockBits)
-	case s.FeatureIncompat != 0:
+	case s.FeatureIncompat&^(disk.IncompatZeroPadding|disk.IncompatConfigs) != 0:
 		return nil, fmt.Errorf("%w: incompatible features %#x", ErrUnsupported, s.FeatureIncompat)
-	case s.FeatureCompat&disk.CompatChecksum != 0 && s.Checksum != superChecksum(b[:]):
-		return nil, fmt.Errorf("%w: superblock checksum %#x, its bytes have %#x", ErrInvalid, s.Checksum, superChecksum(b[:]))
+	case s.FeatureCompat&disk.CompatChecksum != 0 && s.Checksum != disk.SuperChecksum(b[:]):
+		return nil, fmt.Errorf("%w: superblock checksum %#x, its bytes have %#x", ErrInvalid, s.Checksum, disk.SuperChecksum(b[:]))
 	case int64(s.Blocks) > size/blockSize || s.MetaBlock >= s.Blocks:
 		return nil, fmt.Errorf("%w: %d blocks, metadata at %d, in %d bytes", ErrInvalid, s.Blocks, s.MetaBlock, size)
 	}
 	super := Super{UUID: s.UUID, Inodes: s.Inodes, Size: int64(s.Blocks) * blockSize, MetaOffset: int64(s.MetaBlock) * blockSize, RootNid: uint64(s.RootNid)}
-	return &Image{r: r, super: super, mtime: int64(s.BuildTime), mtimeNsec: s.BuildTimeNsec}, nil
+	im := &Image{r: r, super: super, incompat: s.FeatureIncompat, mtime: int64(s.BuildTime), mtimeNsec: s.BuildTimeNsec}
+	im.super.Compressed = s.FeatureIncompat != 0
+	switch {
+	case s.FeatureIncompat&disk.IncompatConfigs != 0:
+		im.algorithms = s.Algorithms
+		var ok bool
+		if im.configs, ok = disk.DecodeConfigs(b[min(s.ConfigOffset(), blockSize):], s.Algorithms); !ok {
+			return nil, fmt.Errorf("%w: configurations of compression algorithms %#x", ErrInvalid, s.Algorithms)
+		}
+		im.zstd = sync.OnceValues(func() (*zstd.Decoder, error) { return newUnzstd(im.configs.Zstd.WindowLog) })
+	case s.FeatureIncompat != 0:
+		im.algorithms = 1 << disk.AlgorithmLZ4
+	}
+	return im, nil
 }
 
 func readFull(r io.ReaderAt, p []byte, off int64) error {
@@ -153,7 +175,7 @@ func (im *Image) Inode(nid uint64) (Inode, error) {
 	if !d.Extended {
 		in.Mtime, in.MtimeNsec = im.mtime, im.mtimeNsec
 	}
-	if d.Layout != disk.LayoutPlain && d.Layout != disk.LayoutInline || d.Flags != 0 {
+	if d.Layout > disk.LayoutCompact || d.Flags != 0 {
 		return Inode{}, fmt.Errorf("inode %d: %w: data layout %d, flags %#x", nid, ErrUnsupported, d.Layout, d.Flags)
 	}
 	if in.Size < 0 || in.head+in.xattrs > im.super.Size || in.MtimeNsec >= 1e9 {
@@ -175,6 +197,9 @@ func (im *Image) Inode(nid uint64) (Inode, error) {
 
 // checkData sees to it that an inode's data lies in the image.
 func (im *Image) checkData(in Inode) error {
+	if in.compressed() {
+		return im.checkMap(in)
+	}
 	blocks := in.Size
 	if in.layout == disk.LayoutInline {
 		tail := in.Size % blockSize
@@ -206,6 +231,8 @@ func (im *Image) DataOff(in Inode) (int64, error) {
 		return 0, fmt.Errorf("inode %d: not a regular file: %w", in.Nid, fs.ErrInvalid)
 	case in.Size == 0:
 		return 0, nil
+	case in.compressed():
+		return 0, fmt.Errorf("inode %d: %w: a compressed content is nowhere as it is", in.Nid, ErrUnsupported)
 	case in.layout == disk.LayoutInline && in.Size > blockSize:
 		return 0, fmt.Errorf("inode %d: %w: a content with an inline tail", in.Nid, ErrUnsupported)
 	}

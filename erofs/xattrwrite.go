@@ -2,6 +2,7 @@ package erofs
 
 import (
 	"fmt"
+	"io/fs"
 	"strings"
 
 	"github.com/pexfs/pex/erofs/disk"
@@ -93,6 +94,29 @@ func (w *writer) encodeXattrs(b []byte, i tree.Ino) int {
 		size += encodeXattr(b[size:], index, rest, value)
 	}
 	return size
+}
+
+// EncodeXattrs gives the bytes behind an inode that attributes are, in the order given; none for none. The error wraps ErrTooBig, or
+// fs.ErrInvalid where a name has no number in the format.
+func EncodeXattrs(xs []Xattr) ([]byte, error) {
+	if len(xs) == 0 {
+		return nil, nil
+	}
+	b := make([]byte, disk.XattrHeaderSize)
+	for _, x := range xs {
+		index, rest, ok := splitXattr(x.Name)
+		if !ok {
+			return nil, fmt.Errorf("attribute %.300q: %w", x.Name, fs.ErrInvalid)
+		}
+		e := disk.XattrEntry{NameLen: uint8(len(rest)), ValueLen: uint16(len(x.Value))}
+		if len(rest) > disk.MaxXattrName || len(x.Value) > disk.MaxXattrValue || len(b)+e.Len() > maxXattrs {
+			return nil, fmt.Errorf("attribute %.300q of %d bytes: %w", x.Name, len(x.Value), ErrTooBig)
+		}
+		at := len(b)
+		b = append(b, make([]byte, e.Len())...)
+		encodeXattr(b[at:], index, rest, x.Value)
+	}
+	return b, nil
 }
 
 func encodeXattr[S ~string | ~[]byte](b []byte, index uint8, rest S, value []byte) int {

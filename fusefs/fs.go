@@ -161,7 +161,7 @@ func (f *FS) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.St
 	if err != nil {
 		return f.errno("open", in.NodeId, err)
 	}
-	if _, err := f.im.DataOff(i); err != nil {
+	if _, err := f.im.DataOff(i); err != nil && !errors.Is(err, erofs.ErrUnsupported) {
 		return f.errno("open", in.NodeId, err)
 	}
 	out.OpenFlags = fuse.FOPEN_KEEP_CACHE
@@ -191,7 +191,8 @@ func (f *FS) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.Rea
 		return nil, f.errno("read", in.NodeId, err)
 	}
 	at, err := f.im.DataOff(i)
-	if err != nil {
+	inPieces := errors.Is(err, erofs.ErrUnsupported)
+	if err != nil && !inPieces {
 		return nil, f.errno("read", in.NodeId, err)
 	}
 	if in.Offset >= uint64(i.Size) {
@@ -199,6 +200,13 @@ func (f *FS) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.Rea
 	}
 	off := int64(in.Offset)
 	n := int(min(int64(len(buf)), i.Size-off))
+	if inPieces { // compressed, so of another writer than ours of lazy images: nothing is missing of it
+		if _, err := f.im.ReadFileAt(i, buf[:n], off); err != nil {
+			f.log.Error("read", "nid", in.NodeId, "off", off, "err", err)
+			return nil, fuse.EIO
+		}
+		return fuse.ReadResultData(buf[:n]), fuse.OK
+	}
 	if f.fd != nil {
 		if fd, fdOff, ok := f.fd.ReadFd(at+off, n); ok {
 			return fuse.ReadResultFd(fd, fdOff, n), fuse.OK

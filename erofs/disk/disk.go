@@ -2,7 +2,10 @@
 // fs/erofs/erofs_fs.h of Linux and Documentation/filesystems/erofs.rst. All numbers are little endian.
 package disk
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+	"hash/crc32"
+)
 
 const (
 	SuperOffset = 1024
@@ -83,6 +86,7 @@ type Super struct {
 	UUID                           [16]byte
 	VolumeName                     [16]byte
 	FeatureIncompat                uint32
+	Algorithms                     uint16 // bits of those in use, with IncompatConfigs; else the largest distance of LZ4
 }
 
 // Encode writes the superblock over the first SuperSize bytes of b.
@@ -103,6 +107,7 @@ func (s *Super) Encode(b []byte) {
 	copy(b[48:], s.UUID[:])
 	copy(b[64:], s.VolumeName[:])
 	le.PutUint32(b[80:], s.FeatureIncompat)
+	le.PutUint16(b[84:], s.Algorithms)
 }
 
 // Decode reads the superblock from the first SuperSize bytes of b.
@@ -114,7 +119,23 @@ func (s *Super) Decode(b []byte) {
 	s.Blocks, s.MetaBlock, s.XattrBlock = le.Uint32(b[36:]), le.Uint32(b[40:]), le.Uint32(b[44:])
 	copy(s.UUID[:], b[48:])
 	copy(s.VolumeName[:], b[64:])
-	s.FeatureIncompat = le.Uint32(b[80:])
+	s.FeatureIncompat, s.Algorithms = le.Uint32(b[80:]), le.Uint16(b[84:])
+}
+
+// Seal writes the superblock into its block, which holds what follows it already, with the checksum set.
+func (s *Super) Seal(block []byte) {
+	s.Encode(block[SuperOffset:])
+	s.Checksum = SuperChecksum(block)
+	s.Encode(block[SuperOffset:])
+}
+
+// SuperChecksum is the superblock's in its block: CRC-32C over the rest of the block, with zeros in its own place, not inverted at
+// the end.
+func SuperChecksum(block []byte) uint32 {
+	castagnoli := crc32.MakeTable(crc32.Castagnoli) // made once by the library
+	h := crc32.Update(0, castagnoli, block[SuperOffset:SuperOffset+4])
+	h = crc32.Update(h, castagnoli, make([]byte, 4))
+	return ^crc32.Update(h, castagnoli, block[SuperOffset+8:])
 }
 
 // Inode is an inode of either size.
