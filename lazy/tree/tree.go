@@ -16,6 +16,9 @@ type Content struct{ Layer, Index int32 }
 
 var noContent = Content{Layer: -1}
 
+// implied is what a directory that no entry describes is.
+var implied = Attr{Type: Dir, Mode: 0o755, Content: noContent}
+
 // Attr is what an inode is.
 type Attr struct {
 	Type         Type
@@ -41,6 +44,9 @@ type Tree struct {
 	inodes []inode
 	names  []Dirent // a directory's are together
 	layers int
+
+	ambiguous   []Ambiguity
+	ambiguities int
 }
 
 type inode struct {
@@ -55,15 +61,17 @@ func (b *Builder) Build() (*Tree, error) {
 		return nil, b.err
 	}
 	b.err = errors.New("the tree was built already")
-	t := &Tree{layers: int(b.layer) + 1}
-	numbers := map[*node]Ino{b.root: 0}
+	t := &Tree{inodes: make([]inode, 0, b.nodes), layers: int(b.layer) + 1, ambiguous: b.ambiguous, ambiguities: b.ambiguities}
+	number := func(n *node) {
+		n.number = Ino(len(t.inodes))
+		t.inodes = append(t.inodes, inode{attr: n.attr, xattrs: n.xattrs})
+	}
+	number(b.root)
 	queue := []*node{b.root}
-	t.inodes = append(t.inodes, inode{attr: b.root.attr, xattrs: b.root.xattrs})
 	for len(queue) > 0 {
 		dir := queue[0]
 		queue[0] = nil
 		queue = queue[1:]
-		ino := numbers[dir]
 		first, subdirs := len(t.names), uint32(0)
 		for name, d := range dir.children {
 			t.names = append(t.names, Dirent{Name: name, Type: d.node.attr.Type})
@@ -72,27 +80,24 @@ func (b *Builder) Build() (*Tree, error) {
 		slices.SortFunc(ds, func(a, b Dirent) int { return strings.Compare(a.Name, b.Name) })
 		for i := range ds {
 			n := dir.children[ds[i].Name].node
-			num, seen := numbers[n]
-			if !seen {
-				num = Ino(len(t.inodes))
-				numbers[n] = num
-				t.inodes = append(t.inodes, inode{attr: n.attr, xattrs: n.xattrs})
+			if n.number == 0 { // the root's, which has no name
+				number(n)
 				if n.attr.Type == Dir {
 					queue = append(queue, n)
 				}
 			}
-			ds[i].Ino = num
+			ds[i].Ino = n.number
 			if n.attr.Type == Dir {
 				subdirs++
 			} else {
-				t.inodes[num].attr.Nlink++
+				t.inodes[n.number].attr.Nlink++
 			}
 		}
 		dir.children = nil
-		t.inodes[ino].first, t.inodes[ino].count = uint32(first), uint32(len(ds))
-		t.inodes[ino].attr.Nlink = 2 + subdirs
+		in := &t.inodes[dir.number]
+		in.first, in.count, in.attr.Nlink = uint32(first), uint32(len(ds)), 2+subdirs
 	}
-	b.root = nil
+	b.root, b.marked = nil, nil
 	return t, nil
 }
 
