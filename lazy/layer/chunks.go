@@ -16,7 +16,8 @@ import (
 // ReadChunks reads chunks from r, which gives the blob's bytes from the offset base on, as far as the last chunk needs. chunks are sorted
 // by Start, then by Inner; several may lie in one member, and what lies between members is skipped. emit gets each chunk's place in
 // chunks and its bytes, verified; they are valid only during the call. An error of emit ends the reading and is returned as it is. A
-// chunk that isn't what its digest says gives an error that wraps blob.ErrDigestMismatch.
+// chunk that isn't what its digest says, or whose member doesn't inflate, gives an error that wraps blob.ErrDigestMismatch; an error of
+// r does not.
 func ReadChunks(ctx context.Context, f Format, r io.Reader, base int64, chunks []Chunk, emit func(i int, p []byte) error) error {
 	var c ChunkReader
 	defer c.Close()
@@ -42,7 +43,7 @@ func (c *ChunkReader) Close() {
 
 // Read is ReadChunks.
 func (c *ChunkReader) Read(ctx context.Context, f Format, r io.Reader, base int64, chunks []Chunk, emit func(i int, p []byte) error) error {
-	m := members{format: f, dec: c, r: r, pos: base}
+	m := members{format: f, dec: c, r: &blobReader{Reader: r}, pos: base}
 	for i := range chunks {
 		ch := &chunks[i]
 		if ctx.Err() != nil {
@@ -83,7 +84,7 @@ func (c *ChunkReader) read(m *members, ch *Chunk) error {
 type members struct {
 	format Format
 	dec    *ChunkReader
-	r      io.Reader
+	r      *blobReader
 	pos    int64            // in the blob, of what r gives when lim has ended
 	lim    io.LimitedReader // the compressed bytes of the member being read
 	cur    io.Reader        // what it inflates to, or nil
@@ -100,11 +101,33 @@ func (m *members) read(ch *Chunk, p []byte) error {
 	n, err := io.CopyN(io.Discard, m.cur, ch.Inner-m.inner)
 	m.inner += n
 	if err != nil {
-		return unexpected(err)
+		return m.inflating(err)
 	}
 	k, err := io.ReadFull(m.cur, p)
 	m.inner += int64(k)
-	return unexpected(err)
+	return m.inflating(err)
+}
+
+// inflating is err, of a decoder, with its cause: either the blob could not be read on, or its bytes are wrong.
+func (m *members) inflating(err error) error {
+	if err == nil || m.r.err != nil && (m.r.err != io.EOF || m.lim.N > 0) {
+		return unexpected(err)
+	}
+	return fmt.Errorf("%w: %w", blob.ErrDigestMismatch, unexpected(err))
+}
+
+// blobReader remembers the error that reading a blob ended with.
+type blobReader struct {
+	io.Reader
+	err error
+}
+
+func (b *blobReader) Read(p []byte) (int, error) {
+	n, err := b.Reader.Read(p)
+	if err != nil {
+		b.err = err
+	}
+	return n, err
 }
 
 // unexpected is err, or io.ErrUnexpectedEOF where something has ended that should go on.
@@ -134,7 +157,7 @@ func (m *members) open(ch *Chunk) error {
 	m.pos, m.start, m.inner = ch.End, ch.Start, 0
 	var err error
 	m.cur, err = m.dec.inflate(m.format, &m.lim)
-	return unexpected(err)
+	return m.inflating(err)
 }
 
 // inflate makes a reader of what r inflates to. It ends the use of the one before.

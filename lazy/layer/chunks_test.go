@@ -137,8 +137,8 @@ func TestReadChunksErrors(t *testing.T) {
 		{name: "digest", chunks: change(0, func(c *Chunk) { c.Digest[0] ^= 1 }), is: blob.ErrDigestMismatch, want: "chunk of 100 bytes at offset 1, 0 within: got sha256:"},
 		{name: "place in the member", chunks: change(0, func(c *Chunk) { c.Inner++ }), is: blob.ErrDigestMismatch},
 		{name: "plain bytes", f: Plain, chunks: chunks, is: blob.ErrDigestMismatch},
-		{name: "damaged", b: damaged, chunks: chunks, want: "chunk"},
-		{name: "another format", f: Zstd, chunks: chunks, want: "reading chunk at offset 1"},
+		{name: "damaged", b: damaged, chunks: chunks, is: blob.ErrDigestMismatch, want: "chunk"},
+		{name: "another format", f: Zstd, chunks: chunks, is: blob.ErrDigestMismatch, want: "reading chunk at offset 1"},
 		{name: "beyond the member", chunks: change(1, func(c *Chunk) { c.Size++ }), is: io.ErrUnexpectedEOF, want: "reading chunk at offset 1"},
 		{name: "far beyond the member", chunks: change(1, func(c *Chunk) { c.Inner = maxMember }), is: io.ErrUnexpectedEOF},
 		{name: "the blob ends", b: b[:10], chunks: chunks, is: io.ErrUnexpectedEOF},
@@ -170,6 +170,9 @@ func TestReadChunksErrors(t *testing.T) {
 			})
 			if err == nil || tt.is != nil && !errors.Is(err, tt.is) || !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("error %v", err)
+			}
+			if strings.HasPrefix(tt.name, "the blob ends") && errors.Is(err, blob.ErrDigestMismatch) {
+				t.Errorf("a blob that can't be read on is taken for damaged: %v", err)
 			}
 		})
 	}

@@ -40,7 +40,7 @@ func samples(t testing.TB) (fromTar, fromTOC *Index) {
 		t.Fatal(err)
 	}
 	b, toc, _ := built(t, src)
-	ix, err := readTOC(t, b, toc)
+	ix, err := tocOf(t, b, toc)
 	if err != nil {
 		t.Fatal(err)
 	}

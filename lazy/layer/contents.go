@@ -11,6 +11,7 @@ import (
 	"io"
 	"math"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/pexfs/pex/lazy/tree"
@@ -24,9 +25,9 @@ const (
 )
 
 // parseTOC turns the JSON of a TOC into an index. end is where the blob's data ends: no chunk reaches beyond it.
-func parseTOC(raw []byte, end int64, f Format) (*Index, error) {
+func parseTOC(raw []byte, end int64, f Format, lim Limits) (*Index, error) {
 	const usual = 350 // bytes of an entry: most have two digests
-	b := tocBuilder{ix: &Index{Source: FromTOC, Format: f}, end: end, key: sha256.New()}
+	b := tocBuilder{ix: &Index{Source: FromTOC, Format: f}, end: end, lim: lim, key: sha256.New()}
 	b.ix.Entries = make([]tree.Entry, 0, len(raw)/usual)
 	b.ix.Chunks = make([]Chunk, 0, len(raw)/usual)
 	n := 0
@@ -63,7 +64,7 @@ type entryError struct {
 	err    error
 }
 
-func (e *entryError) Error() string { return fmt.Sprintf("entry %d, %q: %v", e.number, e.name, e.err) }
+func (e *entryError) Error() string { return fmt.Sprintf("entry %d %q: %v", e.number, e.name, e.err) }
 func (e *entryError) Unwrap() error { return e.err }
 
 // tocBuilder makes an index of a TOC's entries. A regular file's entry is its first chunk too; its other chunks are the
@@ -71,7 +72,9 @@ func (e *entryError) Unwrap() error { return e.err }
 type tocBuilder struct {
 	ix   *Index
 	end  int64
-	file file // the last regular file that isn't empty, while it may get more chunks
+	lim  Limits
+	size int64 // of all contents so far
+	file file  // the last regular file that isn't empty, while it may get more chunks
 	key  hash.Hash
 	// the last time that was parsed: neighbours tend to have the same
 	timeText []byte
@@ -110,9 +113,13 @@ func (b *tocBuilder) add(e *tocEntry) error {
 	}
 	isAdded := added(out.Name)
 	if !isAdded {
-		if len(b.ix.Entries) == maxEntries {
-			return fmt.Errorf("more than %d entries", maxEntries)
+		if len(b.ix.Entries) >= b.lim.MaxEntries {
+			return fmt.Errorf("%w: more than %d entries", ErrLimit, b.lim.MaxEntries)
 		}
+		if out.Size > b.lim.MaxSize-b.size {
+			return fmt.Errorf("%w: with its %d bytes the layer's files have more than %d", ErrLimit, out.Size, b.lim.MaxSize)
+		}
+		b.size += out.Size
 		if out.Type == tree.Regular && out.Size > 0 {
 			out.Content = int32(len(b.ix.Contents)) // fewer than entries
 			b.ix.Contents = append(b.ix.Contents, Content{Size: out.Size, FirstChunk: uint32(len(b.ix.Chunks))})
@@ -130,16 +137,14 @@ func (b *tocBuilder) add(e *tocEntry) error {
 func (e *tocEntry) entry() (tree.Entry, error) {
 	// two names that aren't UTF-8 may have become one
 	lossy := bytes.Contains(e.name, []byte(fffd)) || bytes.Contains(e.link, []byte(fffd))
-	total := 0
 	for _, x := range e.xattrs {
-		lossy = lossy || bytes.Contains([]byte(x.Name), []byte(fffd))
-		total += len(x.Name) + len(x.Value)
+		lossy = lossy || strings.Contains(x.Name, fffd)
 	}
 	if lossy {
 		return tree.Entry{}, noTOC("it has U+FFFD, which stands for what isn't UTF-8")
 	}
-	if total > maxXattrs {
-		return tree.Entry{}, fmt.Errorf("attributes of %d bytes", total)
+	if e.xattrBytes > maxXattrs {
+		return tree.Entry{}, fmt.Errorf("attributes of more than %d bytes", maxXattrs)
 	}
 	typ, ok := tocType(e.typ)
 	if !ok {
@@ -186,6 +191,25 @@ func (b *tocBuilder) parseTime(text []byte) (tree.Time, error) {
 		}
 	}
 	return b.time, nil
+}
+
+// typeName is the name that a TOC has for a type.
+func typeName(t tree.Type) string {
+	switch t {
+	case tree.Dir:
+		return "dir"
+	case tree.Regular:
+		return "reg"
+	case tree.Symlink:
+		return "symlink"
+	case tree.HardLink:
+		return "hardlink"
+	case tree.Char:
+		return "char"
+	case tree.Block:
+		return "block"
+	}
+	return "fifo"
 }
 
 func tocType(name []byte) (t tree.Type, ok bool) {

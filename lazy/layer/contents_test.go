@@ -55,7 +55,7 @@ func TestTOCs(t *testing.T) {
 		{name: "a strange chunk", entries: reg("f", `"size":10,"chunkType":"ones",`+sum), noTOC: true, want: "ones"},
 		{name: "far within a member", entries: reg("f", fmt.Sprintf(`"size":10,"innerOffset":%d,%s`, maxMember, sum)), noTOC: true, want: "within"},
 
-		{name: "beyond the data", entries: reg("f", `"size":10,"offset":1000,`+sum), want: `entry 0, "f": a chunk at offset 1000: the blob's data ends at 1000`},
+		{name: "beyond the data", entries: reg("f", `"size":10,"offset":1000,`+sum), want: `entry 0 "f": a chunk at offset 1000: the blob's data ends at 1000`},
 		{name: "negative offset", entries: reg("f", `"size":10,"offset":-1,`+sum), want: "offset -1"},
 		{name: "negative place in a member", entries: reg("f", `"size":10,"innerOffset":-1,`+sum), want: "-1 within"},
 		{name: "negative size", entries: reg("f", `"size":-10`), want: "size -10"},
@@ -83,7 +83,7 @@ func TestTOCs(t *testing.T) {
 			if !strings.HasPrefix(toc, `{"version"`) && !strings.HasPrefix(toc, `{"x"`) && !strings.HasPrefix(toc, "[") && !strings.HasPrefix(toc, "{}") {
 				toc = `{"version":1,"entries":[` + toc + `]}`
 			}
-			ix, err := parseTOC([]byte(toc), 1000, Gzip)
+			ix, err := parseTOC([]byte(toc), 1000, Gzip, Limits{}.withDefaults())
 			if tt.want == "" {
 				if err != nil {
 					t.Fatal(err)
@@ -104,7 +104,7 @@ func TestTOCFieldsOfEntries(t *testing.T) {
 		{"name":"l\u00e4\ud83d\ude00","type":"symlink","linkName":"\"\\\/\b\f\n\r\t"},
 		{"name":"h","type":"hardlink","linkName":"su","modtime":"0001-01-01T00:00:00Z"},
 		{"name":"b","type":"block","devMajor":259,"devMinor":4294967295,"size":5}
-	]}`), 0, Gzip)
+	]}`), 0, Gzip, Limits{}.withDefaults())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -125,7 +125,7 @@ func FuzzTOC(f *testing.F) {
 	f.Add([]byte(fmt.Sprintf(`{"version":1,"entries":[{"name":"f","type":"reg","size":10,"offset":5,"chunkSize":4,"chunkDigest":%q},{"type":"chunk","offset":20,"chunkOffset":4,"chunkDigest":%q},{"name":"d/","type":"dir","mode":493,"modtime":"2001-09-09T01:46:40Z","xattrs":{"user.a":"AA=="}}]}`, sum, sum)))
 	f.Add([]byte(fmt.Sprintf(`{"entries":[{"name":"z","type":"reg","size":99999999,"offset":5,"endOffset":9,"chunkType":"zeros","chunkDigest":%q},{"name":"g","type":"reg","size":4,"offset":9,"innerOffset":10,"digest":%q}]}`, sum, sum)))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		ix, err := parseTOC(b, 1000, Gzip)
+		ix, err := parseTOC(b, 1000, Gzip, Limits{}.withDefaults())
 		if err != nil {
 			return
 		}

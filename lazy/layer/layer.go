@@ -24,6 +24,9 @@ import (
 // of an unknown kind or has lost what the tar says. The layer is to be streamed.
 var ErrNoTOC = errors.New("no usable table of contents")
 
+// ErrLimit is wrapped where a layer has more than its Limits permit.
+var ErrLimit = errors.New("the layer exceeds a limit")
+
 func noTOC(format string, a ...any) error {
 	return fmt.Errorf("%w: %s", ErrNoTOC, fmt.Sprintf(format, a...))
 }
@@ -44,11 +47,11 @@ func added(name string) bool {
 	return false
 }
 
-// Limits of what is read of one layer by Stream. A zero field is its default.
+// Limits of what one layer may have. A zero field is its default.
 type Limits struct {
 	MaxSize    int64 // bytes that a layer may inflate to, and that its files may have together, holes included; 256 GiB
-	MaxEntries int   // entries in a layer; 5 million
-	// Progress is told how many compressed bytes were read so far, by one goroutine at a time; it may be nil.
+	MaxEntries int   // entries in a layer, whiteouts included; 5 million
+	// Progress is told how many compressed bytes Stream or Verify have read so far, by one goroutine at a time; it may be nil.
 	Progress func(int64)
 }
 

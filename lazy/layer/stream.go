@@ -1,6 +1,7 @@
 package layer
 
 import (
+	"archive/tar"
 	"bufio"
 	"context"
 	"crypto/sha256"
@@ -15,6 +16,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 
 	"github.com/pexfs/pex/lazy/blob"
+	"github.com/pexfs/pex/lazy/tree"
 )
 
 // Stream reads a whole layer from r: gzip, zstd or plain tar, as its first bytes say. The contents of regular files go
@@ -23,42 +25,60 @@ import (
 // is returned only if the blob has d's digest and size, and its tar the diffID; else spool and leaves hold nothing of
 // worth. The end of ctx ends Stream once a Read of r returns.
 func Stream(ctx context.Context, r io.Reader, d v1.Descriptor, diffID v1.Hash, spool, leaves io.WriterAt, lim Limits) (*Index, error) {
+	x := &indexer{ix: &Index{Source: FromTar}, w: newSpoolWriter(spool, leaves)}
+	if err := readLayer(ctx, r, d, diffID, x, lim); err != nil {
+		return nil, err
+	}
+	return x.ix, nil
+}
+
+// sink gets the entries of a tar in their order.
+type sink interface {
+	// entry gets an entry and the tar's header of it, which are valid only during the call. body is a regular file's content.
+	entry(e *tree.Entry, h *tar.Header, body io.Reader) error
+	// close is called once all entries were there.
+	close() error
+}
+
+// readLayer reads a layer whole and gives its entries to a sink. Only after it has returned without an error is what the sink
+// got what d and diffID promise.
+func readLayer(ctx context.Context, r io.Reader, d v1.Descriptor, diffID v1.Hash, to sink, lim Limits) error {
 	if d.Digest.Algorithm != "sha256" || diffID.Algorithm != "sha256" {
-		return nil, fmt.Errorf("digests %s and %s: only SHA-256 is supported", d.Digest, diffID)
+		return fmt.Errorf("digests %s and %s: only SHA-256 is supported", d.Digest, diffID)
 	}
 	lim = lim.withDefaults()
-	// Three goroutines: one reads and hashes the blob, one inflates, and this one hashes the tar, reads it and writes.
+	// Three goroutines: one reads and hashes the blob, one inflates, and this one hashes the tar, reads it and works on it.
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	raw := &hashReader{r: r, h: sha256.New(), max: d.Size, progress: lim.Progress}
 	in := newAhead(ctx, raw)
-	s := &streamer{ix: &Index{Source: FromTar}, w: newSpoolWriter(spool, leaves), lim: lim}
+	s := &streamer{to: to, lim: lim}
 	err := s.inflate(ctx, cancel, bufio.NewReaderSize(in, 64<<10))
 	in.stop()
 	if raw.err != nil { // says more than what a decoder made of it
-		return nil, raw.err
+		return raw.err
 	}
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if raw.n != d.Size {
-		return nil, fmt.Errorf("%w: the blob has %d bytes, its descriptor says %d", blob.ErrDigestMismatch, raw.n, d.Size)
+		return fmt.Errorf("%w: the blob has %d bytes, its descriptor says %d", blob.ErrDigestMismatch, raw.n, d.Size)
 	}
 	if got := raw.sum(); got != d.Digest {
-		return nil, fmt.Errorf("%w: the blob is %s, its descriptor says %s", blob.ErrDigestMismatch, got, d.Digest)
+		return fmt.Errorf("%w: the blob is %s, its descriptor says %s", blob.ErrDigestMismatch, got, d.Digest)
 	}
 	if got := s.tar.sum(); got != diffID {
-		return nil, fmt.Errorf("%w: the diffID is %s, the image's configuration says %s", blob.ErrDigestMismatch, got, diffID)
+		return fmt.Errorf("%w: the diffID is %s, the image's configuration says %s", blob.ErrDigestMismatch, got, diffID)
 	}
-	return s.ix, nil
+	return nil
 }
 
-// streamer makes an index of a layer's blob.
+// streamer reads a layer's blob.
 type streamer struct {
-	ix      *Index
-	w       *spoolWriter
+	to      sink
 	lim     Limits
 	tar     *hashReader
+	entries int
 	size    int64 // of all contents so far
 	strings int64 // bytes of names and attributes so far
 }
@@ -81,10 +101,10 @@ func (s *streamer) inflate(ctx context.Context, cancel context.CancelFunc, r *bu
 		_, err = io.Copy(io.Discard, s.tar) // padding, and whatever follows the tar: the diffID covers it
 	}
 	if err == nil {
-		err = s.w.close()
+		err = s.to.close()
 	}
 	if s.tar.n > s.lim.MaxSize {
-		err = fmt.Errorf("the layer inflates to more than %d bytes", s.lim.MaxSize)
+		err = fmt.Errorf("%w: it inflates to more than %d bytes", ErrLimit, s.lim.MaxSize)
 	}
 	if err != nil {
 		return fmt.Errorf("at offset %d of the tar: %w", s.tar.n, err)

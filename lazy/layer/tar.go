@@ -16,14 +16,15 @@ import (
 // readTar reads entries up to the end of the archive.
 func (s *streamer) readTar() error {
 	tr := tar.NewReader(s.tar)
+	last := "" // entry
 	for {
 		h, err := tr.Next()
 		if err == io.EOF {
 			return nil
 		}
 		if err != nil {
-			if n := len(s.ix.Entries); n > 0 {
-				return fmt.Errorf("reading tar behind entry %.200q: %w", s.ix.Entries[n-1].Name, err)
+			if s.entries > 0 {
+				return fmt.Errorf("reading tar behind entry %d %.200q: %w", s.entries-1, last, err)
 			}
 			return fmt.Errorf("reading tar: %w", err)
 		}
@@ -31,15 +32,17 @@ func (s *streamer) readTar() error {
 			continue
 		}
 		if err := s.entry(tr, h); err != nil {
-			return fmt.Errorf("entry %.200q: %w", h.Name, err)
+			return fmt.Errorf("entry %d %.200q: %w", s.entries, h.Name, err)
 		}
+		s.entries++
+		last = h.Name
 	}
 }
 
-// entry adds an entry, and its content if it has one.
+// entry passes on an entry that is within the limits.
 func (s *streamer) entry(tr *tar.Reader, h *tar.Header) error {
-	if len(s.ix.Entries) >= s.lim.MaxEntries {
-		return fmt.Errorf("the layer has more than %d entries", s.lim.MaxEntries)
+	if s.entries >= s.lim.MaxEntries {
+		return fmt.Errorf("%w: more than %d entries", ErrLimit, s.lim.MaxEntries)
 	}
 	e, err := entryOf(h)
 	if err != nil {
@@ -52,24 +55,38 @@ func (s *streamer) entry(tr *tar.Reader, h *tar.Header) error {
 	if s.strings > maxStrings {
 		return fmt.Errorf("the layer's names and attributes have more than %d bytes", maxStrings)
 	}
-	if e.Type == tree.Regular && e.Size > 0 {
+	if e.Type == tree.Regular {
 		if e.Size > s.lim.MaxSize-s.size { // holes take no place in the tar
-			return fmt.Errorf("with its %d bytes the layer's files have more than %d", e.Size, s.lim.MaxSize)
+			return fmt.Errorf("%w: with its %d bytes the layer's files have more than %d", ErrLimit, e.Size, s.lim.MaxSize)
 		}
 		s.size += e.Size
-		if len(s.ix.Contents) == math.MaxInt32 {
+	}
+	return s.to.entry(&e, h, tr)
+}
+
+// indexer is a sink that makes an index of a layer and writes its contents to a spool.
+type indexer struct {
+	ix *Index
+	w  *spoolWriter
+}
+
+func (x *indexer) entry(e *tree.Entry, _ *tar.Header, body io.Reader) error {
+	if e.Type == tree.Regular && e.Size > 0 {
+		if len(x.ix.Contents) == math.MaxInt32 {
 			return fmt.Errorf("the layer has more than %d files", math.MaxInt32)
 		}
-		c, err := s.w.content(tr, e.Size)
+		c, err := x.w.content(body, e.Size)
 		if err != nil {
 			return err
 		}
-		e.Content = int32(len(s.ix.Contents))
-		s.ix.Contents = append(s.ix.Contents, c)
+		e.Content = int32(len(x.ix.Contents))
+		x.ix.Contents = append(x.ix.Contents, c)
 	}
-	s.ix.Entries = append(s.ix.Entries, e)
+	x.ix.Entries = append(x.ix.Entries, *e)
 	return nil
 }
+
+func (x *indexer) close() error { return x.w.close() }
 
 func entryOf(h *tar.Header) (tree.Entry, error) {
 	e := tree.Entry{
@@ -112,22 +129,24 @@ func entryOf(h *tar.Header) (tree.Entry, error) {
 	return e, err
 }
 
+// Prefixes of the PAX records that hold attributes.
+const starXattr, libarchiveXattr = "SCHILY.xattr.", "LIBARCHIVE.xattr."
+
 // xattrsOf collects attributes, sorted by name: star's records, and libarchive's (name URL-encoded, value in base64) where star's are
 // missing.
 func xattrsOf(records map[string]string) ([]tree.Xattr, error) {
-	const star, libarchive = "SCHILY.xattr.", "LIBARCHIVE.xattr."
 	var all []tree.Xattr
 	total := 0
 	for k, v := range records {
 		var x tree.Xattr
-		if name, ok := strings.CutPrefix(k, star); ok {
+		if name, ok := strings.CutPrefix(k, starXattr); ok {
 			x = tree.Xattr{Name: name, Value: []byte(v)}
-		} else if name, ok := strings.CutPrefix(k, libarchive); ok {
+		} else if name, ok := strings.CutPrefix(k, libarchiveXattr); ok {
 			plain, err := url.PathUnescape(name)
 			if err != nil {
 				return nil, fmt.Errorf("attribute %.200q: %w", name, err)
 			}
-			if _, ok := records[star+plain]; ok {
+			if _, ok := records[starXattr+plain]; ok {
 				continue
 			}
 			// libarchive leaves out the padding

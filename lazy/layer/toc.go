@@ -35,17 +35,23 @@ const maxTOC = 512 << 20
 // ReadTOC reads a layer's TOC and checks it against the annotations of d. An eStargz layer takes one request for the
 // blob's end, and a second one if the TOC begins before that; zstd:chunked takes one. The error wraps ErrNoTOC where
 // there is no TOC that can be used, and blob.ErrDigestMismatch where it isn't the one that is vouched for. A TOC that
-// points outside of the blob, overlaps or contradicts itself is refused with neither.
-func ReadTOC(ctx context.Context, src blob.Source, d v1.Descriptor) (*Index, error) {
-	a := d.Annotations
+// points outside of the blob, overlaps, contradicts itself or is beyond the limits is refused with neither. No or one lim may be given.
+func ReadTOC(ctx context.Context, src blob.Source, d v1.Descriptor, lim ...Limits) (*Index, error) {
+	if len(lim) == 0 {
+		lim = []Limits{{}}
+	}
+	return readTOC(ctx, src, d.Annotations, lim[0].withDefaults())
+}
+
+func readTOC(ctx context.Context, src blob.Source, a map[string]string, lim Limits) (*Index, error) {
 	if a[imagePosition] != "" && a[imageChecksum] != "" {
-		return readZstdTOC(ctx, src, a[imagePosition], a[imageChecksum])
+		return readZstdTOC(ctx, src, a[imagePosition], a[imageChecksum], lim)
 	}
 	if a[estargzPosition] != "" && a[estargzChecksum] != "" {
-		return readZstdTOC(ctx, src, a[estargzPosition], a[estargzChecksum])
+		return readZstdTOC(ctx, src, a[estargzPosition], a[estargzChecksum], lim)
 	}
 	if a[tocDigest] != "" {
-		return readGzipTOC(ctx, src, a[tocDigest])
+		return readGzipTOC(ctx, src, a[tocDigest], lim)
 	}
 	return nil, noTOC("the manifest vouches for none")
 }
@@ -54,7 +60,7 @@ func ReadTOC(ctx context.Context, src blob.Source, d v1.Descriptor) (*Index, err
 // of the blob, more where files are many and small; beyond 1 MiB a second request costs less than what is fetched in vain.
 func tailSize(size int64) int64 { return min(size, max(128<<10, min(size/128, 1<<20))) }
 
-func readGzipTOC(ctx context.Context, src blob.Source, want string) (*Index, error) {
+func readGzipTOC(ctx context.Context, src blob.Source, want string, lim Limits) (*Index, error) {
 	digest, err := parseSHA256([]byte(want))
 	if err != nil {
 		return nil, noTOC("its annotation: %v", err)
@@ -92,7 +98,7 @@ func readGzipTOC(ctx context.Context, src blob.Source, want string) (*Index, err
 	if got := sha256.Sum256(raw); got != digest {
 		return nil, fmt.Errorf("%w: the TOC at %d is sha256:%x, the manifest says %s", blob.ErrDigestMismatch, off, got, want)
 	}
-	return parseTOC(raw, off, Gzip)
+	return parseTOC(raw, off, Gzip, lim)
 }
 
 // untarTOC takes the JSON out of the gzipped tar that eStargz keeps it in. It has not been verified yet.
@@ -114,7 +120,7 @@ func untarTOC(b []byte) ([]byte, error) {
 }
 
 // readZstdTOC reads a TOC at position. As the position is not covered by the checksum, nothing in it is trusted.
-func readZstdTOC(ctx context.Context, src blob.Source, position, checksum string) (*Index, error) {
+func readZstdTOC(ctx context.Context, src blob.Source, position, checksum string, lim Limits) (*Index, error) {
 	digest, err := parseSHA256([]byte(checksum))
 	if err != nil {
 		return nil, noTOC("its annotation: %v", err)
@@ -148,7 +154,7 @@ func readZstdTOC(ctx context.Context, src blob.Source, position, checksum string
 	if n, _ := z.Read(make([]byte, 1)); n > 0 {
 		return nil, fmt.Errorf("inflating TOC: more than the %d bytes that its annotation says", ulen)
 	}
-	return parseTOC(raw, off-skippableHeader, Zstd)
+	return parseTOC(raw, off-skippableHeader, Zstd, lim)
 }
 
 // skippableHeader is the length of what is before a skippable frame's data (RFC 8878, section 3.1.2).
@@ -183,27 +189,35 @@ func parseSHA256(s []byte) (digest [32]byte, err error) {
 	return digest, nil
 }
 
+// fetch fetches n bytes at off.
 func fetch(ctx context.Context, src blob.Source, off, n int64) ([]byte, error) {
 	r, err := src.Fetch(ctx, off, n)
 	if err != nil {
 		return nil, fmt.Errorf("fetching TOC: %w", err)
 	}
-	b := make([]byte, n)
-	_, err = io.ReadFull(r, b)
-	if err := errors.Join(unexpected(err), r.Close()); err != nil {
+	b, err := readGrowing(r, n, min(n, 4<<20))
+	if err := errors.Join(err, r.Close()); err != nil {
 		return nil, fmt.Errorf("fetching TOC: %w", err)
 	}
 	return b, nil
 }
 
-// readSized reads size bytes that something of compressed bytes is said to inflate to. Memory is only taken for what
-// is likely, or was read.
+// readSized reads size bytes that something of compressed bytes is said to inflate to.
 func readSized(r io.Reader, size int64, compressed int) ([]byte, error) {
 	const usual = 12 // times; TOCs have been seen to shrink to an eighth
 	if size > maxTOC {
 		return nil, noTOC("it has %d bytes", size)
 	}
-	b := make([]byte, 0, min(size, int64(compressed)*usual))
+	b, err := readGrowing(r, size, min(size, int64(compressed)*usual))
+	if err != nil {
+		return nil, fmt.Errorf("inflating TOC: %w", err)
+	}
+	return b, nil
+}
+
+// readGrowing reads size bytes. It takes the memory for likely bytes at once, and more only for what was read.
+func readGrowing(r io.Reader, size, likely int64) ([]byte, error) {
+	b := make([]byte, 0, likely)
 	for int64(len(b)) < size {
 		if len(b) == cap(b) {
 			b = append(make([]byte, 0, min(size, 2*int64(cap(b)))), b...)
@@ -211,7 +225,7 @@ func readSized(r io.Reader, size int64, compressed int) ([]byte, error) {
 		n, err := io.ReadFull(r, b[len(b):cap(b)])
 		b = b[:len(b)+n]
 		if err != nil {
-			return nil, fmt.Errorf("inflating TOC: %w", unexpected(err))
+			return nil, unexpected(err)
 		}
 	}
 	return b, nil

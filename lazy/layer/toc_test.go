@@ -24,7 +24,7 @@ import (
 	"github.com/pexfs/pex/lazy/tree"
 )
 
-func readTOC(t testing.TB, b []byte, digest string) (*Index, error) {
+func tocOf(t testing.TB, b []byte, digest string) (*Index, error) {
 	t.Helper()
 	d := descriptor(b)
 	d.Annotations = map[string]string{tocDigest: digest}
@@ -342,7 +342,7 @@ func TestReadTOCLegacyFooter(t *testing.T) {
 	toc := fmt.Sprintf(`{"version":1,"entries":[{"name":"f","type":"reg","size":5,"digest":%q}]}`, digestOf([]byte("hello")))
 	for _, legacy := range []bool{false, true} {
 		b := seal(t, data, toc, legacy)
-		ix, err := readTOC(t, b, digestOf([]byte(toc)).String())
+		ix, err := tocOf(t, b, digestOf([]byte(toc)).String())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -362,7 +362,7 @@ func TestReadTOCFlippedBits(t *testing.T) {
 	for i := range len(b) * 8 {
 		bad := bytes.Clone(b)
 		bad[i/8] ^= 1 << (i % 8)
-		ix, err := readTOC(t, bad, toc)
+		ix, err := tocOf(t, bad, toc)
 		if err != nil {
 			continue
 		}
@@ -381,9 +381,9 @@ func FuzzReadTOC(f *testing.F) {
 	f.Add(seal(f, gz(f, []byte("hello")), toc, false))
 	f.Add(seal(f, gz(f, []byte("hello")), toc, true))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		_, err := readTOC(t, b, digestOf(nil).String())
+		_, err := tocOf(t, b, digestOf(nil).String())
 		if _, is, ok := strings.Cut(fmt.Sprint(err), " is sha256:"); ok {
-			if ix, err := readTOC(t, b, "sha256:"+is[:64]); err == nil {
+			if ix, err := tocOf(t, b, "sha256:"+is[:64]); err == nil {
 				checkTOC(t, ix, int64(len(b)))
 				roundTrip(t, ix)
 				_, _ = contents(t, ix, b) // must only not panic or hang

@@ -16,6 +16,7 @@ type tocEntry struct {
 	modTime                  []byte
 	devMajor, devMinor       int64
 	xattrs                   []tree.Xattr
+	xattrBytes               int    // of xattrs as written, each with one more; beyond maxXattrs xattrs isn't all
 	digest                   []byte // of the whole file
 	offset, endOffset, inner int64
 	chunkOffset, chunkSize   int64
@@ -112,11 +113,17 @@ func (s *scanner) field(e *tocEntry, key []byte) {
 
 // xattrs reads an object of values in base64, and sorts it by name.
 func (s *scanner) xattrs(e *tocEntry) {
-	e.xattrs = nil
+	e.xattrs, e.xattrBytes = nil, 0
 	s.objectOrNull(func(key []byte) {
-		x := tree.Xattr{Name: string(key)}
+		var text []byte
 		if !s.null() {
-			text := s.text()
+			text = s.text()
+		}
+		if e.xattrBytes += 1 + len(key) + base64.StdEncoding.DecodedLen(len(text)); e.xattrBytes > maxXattrs {
+			return // no memory for what will be refused
+		}
+		x := tree.Xattr{Name: string(key)}
+		if text != nil {
 			value := make([]byte, base64.StdEncoding.DecodedLen(len(text)))
 			n, err := base64.StdEncoding.Decode(value, text)
 			if err != nil {

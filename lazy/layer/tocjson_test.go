@@ -166,7 +166,7 @@ func BenchmarkScanTOC(b *testing.B) {
 		b.SetBytes(int64(len(raw)))
 		b.ReportAllocs()
 		for b.Loop() {
-			if _, err := parseTOC(raw, 1<<40, Gzip); err != nil {
+			if _, err := parseTOC(raw, 1<<40, Gzip, Limits{}.withDefaults()); err != nil {
 				b.Fatal(err)
 			}
 		}
