@@ -4,90 +4,84 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"iter"
-
-	v1 "github.com/google/go-containerregistry/pkg/v1"
 
 	"github.com/pexfs/pex/erofs"
 	"github.com/pexfs/pex/lazy/layer"
-	"github.com/pexfs/pex/lazy/ref"
 	"github.com/pexfs/pex/lazy/store"
 	"github.com/pexfs/pex/lazy/tree"
 )
 
-// build makes the image of a manifest: scan, merge, lay out, and copy what streamed layers brought.
-func (c *Cache) build(ctx context.Context, r ref.Ref, repo Repo, manifest string, m v1.Manifest, config []byte, tell func(Event)) (*Image, error) {
-	var cfg v1.ConfigFile
-	if err := json.Unmarshal(config, &cfg); err != nil {
-		return nil, fmt.Errorf("reading config: %w", err)
-	}
-	if err := checkLayers(m, &cfg); err != nil {
-		return nil, err
-	}
-	defer c.use(m, &cfg)()
-	again := make(map[string]bool)
+// build makes the image of a recipe: scan, merge, lay out, and copy what streamed layers brought.
+func (c *Cache) build(ctx context.Context, r *recipe, tell func(Event)) (*Image, error) {
+	sources := r.sources()
+	defer c.use(sources)()
+	lim := c.limits(r.opts)
+	s := c.newScan(lim, r.opts.Stream, tell)
 	for range 2 {
-		layers, err := c.scan(ctx, repo, m, &cfg, again, tell)
+		layers, err := s.layers(ctx, sources)
 		if err != nil {
 			return nil, err
 		}
-		im, missing, err := c.layOut(ctx, r, manifest, m, config, layers, tell)
+		if r.opts.Verify {
+			if err := c.verifyNew(ctx, sources, layers, lim, tell); err != nil {
+				return nil, err
+			}
+		}
+		im, missing, err := c.make(ctx, r, sources, layers, tell)
 		if err != nil || missing == nil {
 			return im, err
 		}
-		again = missing
+		s.again = missing
 	}
 	return nil, errors.New("contents of streamed layers went away while the image was made")
 }
 
-// imageKey is what an image's bytes depend on: the layout's version, the layers, and what each was read from.
-func imageKey(m v1.Manifest, layers []*layer.Index) store.Key {
-	h := sha256.New()
-	fmt.Fprintf(h, "pex image %d\n", erofs.LayoutVersion)
-	for i, d := range m.Layers {
-		fmt.Fprintf(h, "%s %d\n", d.Digest, layers[i].Source)
-	}
-	return store.Key(hex.EncodeToString(h.Sum(nil)))
-}
-
-// layOut makes the image's files and shows them in the cache. Where contents of streamed layers are in no spool and no
+// make makes the image's files and shows them in the cache. Where contents of streamed layers are in no spool and no
 // image any more, it returns those layers instead.
-func (c *Cache) layOut(ctx context.Context, r ref.Ref, manifest string, m v1.Manifest, config []byte, layers []*layer.Index, tell func(Event)) (*Image, map[string]bool, error) {
-	key := imageKey(m, layers)
-	configHash := sha256.Sum256(config)
-	rec := store.Record{Image: key, Config: hex.EncodeToString(configHash[:])}
-	if im, err := c.load(ctx, key); err == nil { // another manifest with the same layers
-		return im, nil, c.st.PutRecord(manifest, rec)
+func (c *Cache) make(ctx context.Context, r *recipe, sources []source, layers []*layer.Index, tell func(Event)) (*Image, map[string]bool, error) {
+	key := r.key(layers)
+	im, err := c.load(ctx, key)
+	if errors.Is(err, errPlan) || errors.Is(err, store.ErrDamaged) {
+		c.log.Warn("making image anew", "image", key, "err", err)
+		if err := c.Remove(key); err != nil {
+			return nil, nil, err
+		}
+	} else if err == nil { // another manifest with the same layers
+		if info := im.Info(); r.opts.Strict && len(info.Ambiguous) > 0 {
+			return nil, nil, fmt.Errorf("%w: %s", ErrAmbiguous, info.Ambiguous[0])
+		}
+		return im, nil, c.record(r, key)
 	}
 	tell(Event{Stage: "laying out"})
-	b := tree.NewBuilder(tree.Options{})
-	for i, ix := range layers {
-		if err := b.AddLayer(entries(ix)); err != nil {
-			return nil, nil, fmt.Errorf("merging layer %s: %w", m.Layers[i].Digest, err)
-		}
-	}
-	t, err := b.Build()
+	t, ambiguous, err := r.merge(layers)
 	if err != nil {
-		return nil, nil, fmt.Errorf("merging layers: %w", err)
+		return nil, nil, err
 	}
-	keyHash := hashOf(string(key))
-	uuid := [16]byte(keyHash[:16])
-	uuid[6], uuid[8] = uuid[6]&0x0f|0x80, uuid[8]&0x3f|0x80 // version 8, as RFC 9562 has it for ids of one's own making
-	l, err := erofs.NewLayout(t, func(ct tree.Content) [32]byte { return layers[ct.Layer].Contents[ct.Index].Key }, uuid)
+	if r.opts.Strict && len(ambiguous) > 0 {
+		return nil, nil, fmt.Errorf("%w: %s", ErrAmbiguous, ambiguous[0])
+	}
+	l, err := layOut(t, layers, key)
 	if err != nil {
-		return nil, nil, fmt.Errorf("laying out the image: %w", err)
+		return nil, nil, err
 	}
-	inodes := int64(t.Len())
-	t, b = nil, nil
-
-	info := store.Info{Key: key, Ref: r.String(), Manifest: manifest, Size: l.Size(), MetaOff: l.MetaOffset(), Inodes: inodes, Dropped: l.Dropped(), UUID: uuid}
-	for i, d := range m.Layers {
-		info.Layers = append(info.Layers, store.Layer{Digest: d.Digest.String(), Size: d.Size, MediaType: string(d.MediaType), TOC: layers[i].Source == layer.FromTOC, Format: uint8(layers[i].Format)})
+	first := r.parts[0]
+	info := store.Info{
+		Key: key, Ref: first.ref, Manifest: first.manifest, Size: l.Size(), MetaOff: l.MetaOffset(), Inodes: int64(t.Len()),
+		Dropped: l.Dropped(), Ambiguous: ambiguous, UUID: uuidOf(key),
 	}
+	t = nil
 	var w planWriter
+	for i, s := range sources {
+		ly := store.Layer{Digest: s.d.Digest.String(), Size: s.d.Size, MediaType: string(s.d.MediaType), Format: uint8(layers[i].Format), DiffID: s.diffID.Hex}
+		if layers[i].Source == layer.FromTOC {
+			ly.TOC, ly.Index = true, s.tocName()
+		}
+		info.Layers = append(info.Layers, ly)
+	}
 	for _, e := range l.Extents() {
 		ix := layers[e.Content.Layer]
 		ct := ix.Contents[e.Content.Index]
@@ -101,21 +95,32 @@ func (c *Cache) layOut(ctx context.Context, r ref.Ref, manifest string, m v1.Man
 	if err != nil {
 		return nil, nil, err
 	}
-	missing, err := c.write(ctx, f, l, m, layers, tell)
+	missing, err := c.write(ctx, f, l, sources, layers, tell)
 	if err == nil && missing == nil {
-		err = c.st.Publish(f)
+		if err = c.st.Publish(f); err == nil {
+			err = f.Close()
+		} else if errors.Is(err, fs.ErrExist) { // another opening was faster
+			err = c.st.Discard(f)
+		}
+		if err == nil {
+			err = c.record(r, key)
+		}
+		if err != nil {
+			return nil, nil, err
+		}
+		im, err := c.load(ctx, key)
+		return im, nil, err
 	}
-	if err == nil && missing == nil {
-		err = c.st.PutRecord(manifest, rec)
+	return nil, missing, errors.Join(err, c.st.Discard(f))
+}
+
+// record remembers which image a manifest became.
+func (c *Cache) record(r *recipe, key store.Key) error {
+	if !r.plain() {
+		return nil
 	}
-	if err != nil || missing != nil {
-		return nil, missing, errors.Join(err, c.st.Discard(f))
-	}
-	if err := f.Close(); err != nil {
-		return nil, nil, err
-	}
-	im, err := c.load(ctx, key)
-	return im, nil, err
+	h := sha256.Sum256(r.parts[0].config)
+	return c.st.PutRecord(r.parts[0].manifest, store.Record{Image: key, Config: hex.EncodeToString(h[:])})
 }
 
 func entries(ix *layer.Index) iter.Seq2[tree.Entry, error] {
@@ -129,7 +134,7 @@ func entries(ix *layer.Index) iter.Seq2[tree.Entry, error] {
 }
 
 // write puts into a new image all that is known: metadata, gaps, and the contents of streamed layers.
-func (c *Cache) write(ctx context.Context, f *store.Image, l *erofs.Layout, m v1.Manifest, layers []*layer.Index, tell func(Event)) (missing map[string]bool, err error) {
+func (c *Cache) write(ctx context.Context, f *store.Image, l *erofs.Layout, sources []source, layers []*layer.Index, tell func(Event)) (missing map[string]bool, err error) {
 	put := &metaWriter{f: f}
 	if err := l.WriteTo(put); err != nil {
 		return nil, err
@@ -154,7 +159,7 @@ func (c *Cache) write(ctx context.Context, f *store.Image, l *erofs.Layout, m v1
 	}()
 	for i, ix := range layers {
 		if ix.Source == layer.FromTar {
-			if s, err := c.st.LayerSpool(m.Layers[i].Digest.Hex); err == nil {
+			if s, err := c.st.LayerSpool(sources[i].d.Digest.Hex); err == nil {
 				spools[i] = s
 			}
 		}
@@ -208,7 +213,7 @@ func (c *Cache) write(ctx context.Context, f *store.Image, l *erofs.Layout, m v1
 		if missing == nil {
 			missing = make(map[string]bool)
 		}
-		missing[m.Layers[w.layer].Digest.Hex] = true
+		missing[sources[w.layer].d.Digest.Hex] = true
 	}
 	return missing, nil
 }

@@ -1,16 +1,14 @@
 package lazy
 
-import (
-	"errors"
-	"syscall"
-)
+import "errors"
 
-// isDisk tells whether an error is the disk's, not the network's.
-func isDisk(err error) bool {
-	for _, e := range [...]syscall.Errno{syscall.ENOSPC, syscall.EDQUOT, syscall.EROFS, syscall.EIO} {
-		if errors.Is(err, e) {
-			return true
-		}
-	}
-	return false
-}
+var (
+	// ErrAmbiguous is wrapped where an image has what tools that unpack images disagree on, and the opening was to be strict.
+	ErrAmbiguous = errors.New("the image is ambiguous")
+	// ErrRefused is wrapped where a layer's table of contents was found to differ from the layer.
+	ErrRefused = errors.New("the image is refused")
+	// ErrBusy is wrapped where an image is being filled and must not be.
+	ErrBusy = errors.New("the image is being filled")
+	// ErrReopened says that damage was found in an image that was sealed: what was opened before is to be asked for again.
+	ErrReopened = errors.New("the image was opened anew")
+)

@@ -2,7 +2,6 @@ package lazy
 
 import (
 	"context"
-	"errors"
 	"math/rand/v2"
 	"sync"
 	"time"
@@ -14,14 +13,17 @@ import (
 const fillers = 4 // fetches under way for one image's filler
 
 // Fill fetches all that is missing, behind the readers, and seals the image. It goes on through faults of the network,
-// waiting longer from one to the next, until ctx ends; it gives up on bytes that are wrong and on a disk that won't take
-// them. A second call while one runs returns at once.
+// waiting longer from one to the next, until ctx ends; it gives up on bytes that are wrong, on a registry that refuses, and on a disk
+// that won't take them. A second call while one runs returns at once.
 func (im *Image) Fill(ctx context.Context) error {
 	if im.State() == store.Sealed || !im.filling.CompareAndSwap(false, true) {
 		return nil
 	}
 	defer im.filling.Store(false)
 	err := im.fill(ctx)
+	if err == nil {
+		err = im.c.refused(im.file.Info)
+	}
 	if err == nil {
 		err = im.file.Seal()
 	}
@@ -103,7 +105,7 @@ func (im *Image) fillRun(ctx context.Context, r run) error {
 			}
 		}
 		err := im.fetch(ctx, r)
-		if err == nil || ctx.Err() != nil || errors.Is(err, blob.ErrDigestMismatch) || isDisk(err) {
+		if err == nil || ctx.Err() != nil || !blob.Temporary(err) {
 			return err
 		}
 		im.mu.Lock()

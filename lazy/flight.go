@@ -8,9 +8,13 @@ import (
 // flights runs one piece of work however many want it. The work runs on a context that ends with its last waiter, so
 // that one who gives up never fails the others.
 type flights[K comparable, V any] struct {
-	mu sync.Mutex
-	m  map[K]*flight[V]
+	mu   sync.Mutex
+	m    map[K]*flight[V]
+	work sync.WaitGroup
 }
+
+// wait waits for work that its waiters have given up. Nobody calls do any more.
+func (g *flights[K, V]) wait() { g.work.Wait() }
 
 type flight[V any] struct {
 	done    chan struct{}
@@ -31,7 +35,7 @@ func (g *flights[K, V]) do(ctx context.Context, key K, work func(context.Context
 			g.m = make(map[K]*flight[V])
 		}
 		g.m[key] = f
-		go func() {
+		g.work.Go(func() {
 			v, err := work(wctx)
 			g.mu.Lock()
 			f.v, f.err = v, err
@@ -41,7 +45,7 @@ func (g *flights[K, V]) do(ctx context.Context, key K, work func(context.Context
 			g.mu.Unlock()
 			cancel()
 			close(f.done)
-		}()
+		})
 	}
 	f.waiters++
 	g.mu.Unlock()

@@ -1,10 +1,12 @@
 package lazy
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -30,7 +32,7 @@ type Image struct {
 	jobs    sync.WaitGroup
 
 	mu     sync.Mutex              // guards what follows; never held over I/O
-	repo   Repo                    // nil until somebody names where to fetch from
+	repo   Blobs                   // nil until somebody names where to fetch from
 	done   []bool                  // chunks written by this process
 	parts  map[int64]map[int]int64 // blocks shared by chunks, by offset: bytes that each chunk wrote
 	jobsOf map[int]*job            // chunks being fetched
@@ -50,6 +52,7 @@ func (im *Image) Present() int64     { return im.file.Present() }
 func (im *Image) Fetched() int64     { return im.fetched.Load() }
 func (im *Image) Filling() bool      { return im.filling.Load() }
 func (im *Image) Dir() string        { return im.file.Dir() }
+func (im *Image) File() string       { return im.file.File().Name() }
 func (im *Image) Root() string       { return im.file.Root() }
 
 // Err is why the filler stopped before the end, or nil.
@@ -87,9 +90,9 @@ func (im *Image) HasRepo() bool {
 }
 
 // SetRepo says where missing chunks are fetched from; the latest holds.
-func (im *Image) SetRepo(r Repo) { im.setRepo(r) }
+func (im *Image) SetRepo(r Blobs) { im.setRepo(r) }
 
-func (im *Image) setRepo(r Repo) {
+func (im *Image) setRepo(r Blobs) {
 	im.mu.Lock()
 	im.repo = r
 	im.mu.Unlock()
@@ -145,6 +148,9 @@ func (im *Image) Need(ctx context.Context, off, n int64) error {
 	}
 	if im.file.Has(off, n) {
 		return nil
+	}
+	if im.plan == nil {
+		return ErrReopened
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, im.c.opts.ReadTimeout, fmt.Errorf("no data for %v", im.c.opts.ReadTimeout))
 	defer cancel()
@@ -307,19 +313,30 @@ type run struct {
 	start, end int64
 }
 
-// runs groups pairs of (extent, chunk) into fetches.
+// runs groups pairs of (extent, chunk) into fetches, in the order in which the chunks lie in their layers.
 func (im *Image) runs(pairs []int) []run {
-	var all []run
+	type want struct {
+		ext, chunk int
+		layer      uint32
+		at         layer.Chunk
+	}
+	wants := make([]want, 0, len(pairs)/2)
 	for i := 0; i < len(pairs); i += 2 {
-		e, ch := im.plan.extent(pairs[i]), im.plan.chunk(pairs[i+1])
+		wants = append(wants, want{pairs[i], pairs[i+1], im.plan.extent(pairs[i]).layer, im.plan.chunk(pairs[i+1])})
+	}
+	slices.SortStableFunc(wants, func(a, b want) int {
+		return cmp.Or(cmp.Compare(a.layer, b.layer), cmp.Compare(a.at.Start, b.at.Start), cmp.Compare(a.at.Inner, b.at.Inner))
+	})
+	var all []run
+	for _, w := range wants {
 		if n := len(all); n > 0 {
 			r := &all[n-1]
-			if r.layer == e.layer && ch.Start >= r.start && ch.Start <= r.end+fetchGap && max(ch.End, r.end)-r.start <= fetchMax {
-				r.ext, r.chunk, r.end = append(r.ext, pairs[i]), append(r.chunk, pairs[i+1]), max(r.end, ch.End)
+			if r.layer == w.layer && w.at.Start <= r.end+fetchGap && max(w.at.End, r.end)-r.start <= fetchMax {
+				r.ext, r.chunk, r.end = append(r.ext, w.ext), append(r.chunk, w.chunk), max(r.end, w.at.End)
 				continue
 			}
 		}
-		all = append(all, run{[]int{pairs[i]}, []int{pairs[i+1]}, e.layer, ch.Start, ch.End})
+		all = append(all, run{[]int{w.ext}, []int{w.chunk}, w.layer, w.at.Start, w.at.End})
 	}
 	return all
 }
@@ -443,13 +460,14 @@ func (im *Image) part(e extent, k int, off, end int64, p []byte) error {
 	for _, n := range im.parts[at] {
 		have += n
 	}
-	full := have == min(store.BlockSize, e.off+e.size-at)
+	used := min(store.BlockSize, e.off+e.size-at)
+	full := have == used
 	if full {
 		delete(im.parts, at)
 	}
 	im.mu.Unlock()
 	if full {
-		return im.file.FinishBlock(at)
+		return im.file.FinishBlock(at, int(used))
 	}
 	return nil
 }

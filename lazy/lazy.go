@@ -26,19 +26,24 @@ import (
 	"github.com/pexfs/pex/lazy/store"
 )
 
-// Repo is where an image's manifest and blobs come from.
-type Repo interface {
-	// Resolve gives the descriptor of what the reference names: a manifest or an index.
-	Resolve(ctx context.Context) (v1.Descriptor, error)
-	// Manifest reads a manifest, an index or a config whole and verifies it against its descriptor.
-	Manifest(ctx context.Context, d v1.Descriptor) ([]byte, error)
+// Blobs gives blobs by their descriptors.
+type Blobs interface {
 	// Blob gives ranges of a blob. It does no I/O itself.
 	Blob(d v1.Descriptor) blob.Source
 }
 
+// Repo is where an image's manifest and blobs come from.
+type Repo interface {
+	Blobs
+	// Resolve gives the descriptor of what the reference names: a manifest or an index.
+	Resolve(ctx context.Context) (v1.Descriptor, error)
+	// Manifest reads a manifest, an index or a config whole and verifies it against its descriptor.
+	Manifest(ctx context.Context, d v1.Descriptor) ([]byte, error)
+}
+
 // Event tells a watcher how far an opening is.
 type Event struct {
-	Stage string `json:"stage"`           // "resolving", "reading layers", "laying out", "copying", "warning"
+	Stage string `json:"stage"`           // "resolving", "reading layers", "verifying", "laying out", "copying", "checking", "warning"
 	Bytes int64  `json:"bytes,omitempty"` // so far, of all layers in this stage
 	Total int64  `json:"total,omitempty"` // 0 where it isn't known
 	Text  string `json:"text,omitempty"`  // of a warning; what is awaited
@@ -77,9 +82,11 @@ func NewCache(st *store.Store, o Options) *Cache {
 	return &Cache{st: st, opts: o, log: o.Log, images: make(map[store.Key]*Image), using: make(map[string]int)}
 }
 
-// Close waits for fillers that the caller has ended and closes the image files. A Need or a look at an image that is still
+// Close waits for fillers and openings that the caller has ended and closes the image files. A Need or a look at an image that is still
 // under way fails.
 func (c *Cache) Close() error {
+	c.opening.wait()
+	c.scans.wait()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	var errs []error
@@ -135,11 +142,20 @@ func (c *Cache) newImage(f *store.Image) (*Image, error) {
 	if im.plan, err = readPlan(b, f.Info.Size, len(f.Info.Layers)); err != nil {
 		return nil, fmt.Errorf("opening image %s: %w", f.Info.Key, err)
 	}
-	// what came with a streamed layer can't be fetched by itself
+	// what came with a streamed layer can't be fetched by itself, nor can metadata
+	at := int64(0)
 	for i := range im.plan.extents {
-		if e := im.plan.extent(i); e.chunks == 0 && !f.Has(e.off, e.size) {
+		e := im.plan.extent(i)
+		if e.chunks == 0 && !f.Has(e.off, e.size) {
 			return nil, fmt.Errorf("%w: contents of streamed layers are missing in image %s", errPlan, f.Info.Key)
 		}
+		if e.off > at && !f.Has(at, e.off-at) {
+			return nil, fmt.Errorf("%w: what lies between contents is missing in image %s", errPlan, f.Info.Key)
+		}
+		at = (e.off + e.size + store.BlockSize - 1) / store.BlockSize * store.BlockSize
+	}
+	if !f.Has(at, f.Info.Size-at) {
+		return nil, fmt.Errorf("%w: metadata is missing in image %s", errPlan, f.Info.Key)
 	}
 	im.parts = make(map[int64]map[int]int64)
 	im.done = make([]bool, im.plan.chunks)

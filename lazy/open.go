@@ -13,6 +13,7 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 
+	"github.com/pexfs/pex/lazy/layer"
 	"github.com/pexfs/pex/lazy/ref"
 	"github.com/pexfs/pex/lazy/store"
 )
@@ -20,7 +21,30 @@ import (
 // OpenOptions of one opening.
 type OpenOptions struct {
 	Platform ref.Platform
-	Progress func(Event) // may be nil; called from several goroutines
+	// Strict refuses an image in which something is ambiguous, with an error that wraps ErrAmbiguous.
+	Strict bool
+	// Verify reads every layer that has a table of contents whole and compares the two, before the image is shown. An image in
+	// which they differ is refused then and from then on, with an error that wraps ErrRefused.
+	Verify bool
+	// Stream reads every layer whole and uses no table of contents.
+	Stream bool
+	// MaxSize and MaxEntries bound what is read of a layer; 0 is what the Cache was made with. An image that the cache has
+	// already is not measured again.
+	MaxSize    int64
+	MaxEntries int
+	Progress   func(Event) // may be nil; called from several goroutines
+}
+
+// limits of layers that this opening reads.
+func (c *Cache) limits(o OpenOptions) layer.Limits {
+	l := c.opts.Limits
+	if o.MaxSize != 0 {
+		l.MaxSize = o.MaxSize
+	}
+	if o.MaxEntries != 0 {
+		l.MaxEntries = o.MaxEntries
+	}
+	return l
 }
 
 // Opened is an image and what its manifest says.
@@ -44,44 +68,65 @@ func (c *Cache) Open(ctx context.Context, r ref.Ref, repo Repo, o OpenOptions) (
 	if err != nil {
 		return nil, err
 	}
-	var m v1.Manifest
-	if err := json.Unmarshal(raw, &m); err != nil {
-		return nil, fmt.Errorf("reading manifest %s: %w", d, err)
-	}
-	if rec, err := c.st.Record(d.Hex); err == nil {
-		config, err := c.st.Blob(rec.Config)
-		if err == nil {
-			im, err := c.Image(ctx, rec.Image)
-			if err == nil {
-				im.setRepo(repo)
-				return &Opened{Image: im, Manifest: d.Hex, Config: config}, nil
-			}
-			if ctx.Err() != nil {
-				return nil, ctx.Err()
-			}
-			if !errors.Is(err, store.ErrNotCached) && !errors.Is(err, errPlan) {
-				return nil, err
-			}
-			if errors.Is(err, errPlan) {
-				c.log.Warn("making image anew", "image", rec.Image, "err", err)
-				if err := c.Remove(rec.Image); err != nil {
-					return nil, err
-				}
-			}
+	if !o.Stream {
+		opened, err := c.openCached(ctx, d.Hex, repo, o, tell)
+		if err != nil {
+			return nil, fmt.Errorf("opening %s: %w", r, err)
+		}
+		if opened != nil {
+			return opened, nil
 		}
 	}
-	config, err := c.config(ctx, repo, m.Config)
+	p, err := c.part(ctx, r, repo, d, raw)
 	if err != nil {
-		return nil, fmt.Errorf("reading config of %s: %w", r, err)
+		return nil, err
 	}
-	im, err := c.opening.do(ctx, d.Hex, func(ctx context.Context) (*Image, error) {
-		return c.build(ctx, r, repo, d.Hex, m, config, tell)
+	im, err := c.opening.do(ctx, fmt.Sprint(d.Hex, o.Strict, o.Verify, o.Stream, o.MaxSize, o.MaxEntries), func(ctx context.Context) (*Image, error) {
+		return c.build(ctx, &recipe{parts: []part{*p}, opts: o}, tell)
 	})
 	if err != nil {
 		return nil, fmt.Errorf("opening %s: %w", r, err)
 	}
 	im.setRepo(repo)
-	return &Opened{Image: im, Manifest: d.Hex, Config: config}, nil
+	return &Opened{Image: im, Manifest: d.Hex, Config: p.config}, nil
+}
+
+// openCached opens the image that the cache has of a manifest, or gives nil if it has none that can be used.
+func (c *Cache) openCached(ctx context.Context, manifest string, repo Repo, o OpenOptions, tell func(Event)) (*Opened, error) {
+	rec, err := c.st.Record(manifest)
+	if err != nil {
+		return nil, nil
+	}
+	config, err := c.st.Blob(rec.Config)
+	if err != nil {
+		return nil, nil
+	}
+	im, err := c.Image(ctx, rec.Image)
+	switch {
+	case ctx.Err() != nil:
+		return nil, ctx.Err()
+	case errors.Is(err, errPlan) || errors.Is(err, store.ErrDamaged):
+		c.log.Warn("making image anew", "image", rec.Image, "err", err)
+		return nil, c.Remove(rec.Image)
+	case errors.Is(err, store.ErrNotCached):
+		return nil, nil
+	case err != nil:
+		return nil, err
+	}
+	info := im.Info()
+	if err := c.refused(info); err != nil {
+		return nil, err
+	}
+	if o.Strict && len(info.Ambiguous) > 0 {
+		return nil, fmt.Errorf("%w: %s", ErrAmbiguous, info.Ambiguous[0])
+	}
+	if o.Verify {
+		if err := c.verifyCached(ctx, info, repo, c.limits(o), tell); err != nil {
+			return nil, err
+		}
+	}
+	im.setRepo(repo)
+	return &Opened{Image: im, Manifest: manifest, Config: config}, nil
 }
 
 // resolve gives the digest and bytes of the platform's manifest.
@@ -185,6 +230,8 @@ func checkLayers(m v1.Manifest, cfg *v1.ConfigFile) error {
 		switch {
 		case l.Digest.Algorithm != "sha256" || len(l.Digest.Hex) != 64:
 			return fmt.Errorf("layer %d: digest %.80q is not a SHA-256", i, l.Digest)
+		case cfg.RootFS.DiffIDs[i].Algorithm != "sha256" || len(cfg.RootFS.DiffIDs[i].Hex) != 64:
+			return fmt.Errorf("layer %s: diffID %.80q is not a SHA-256", l.Digest, cfg.RootFS.DiffIDs[i])
 		case l.Size < 0:
 			return fmt.Errorf("layer %s: size %d", l.Digest, l.Size)
 		case !strings.Contains(string(l.MediaType), "tar"):
@@ -212,5 +259,5 @@ func vouched(d v1.Descriptor) string {
 	if n == 0 {
 		return ""
 	}
-	return hex.EncodeToString(h.Sum(nil))[:16]
+	return hex.EncodeToString(h.Sum(nil))
 }

@@ -9,6 +9,7 @@ import (
 	"sort"
 
 	"github.com/pexfs/pex/lazy/layer"
+	"github.com/pexfs/pex/lazy/store"
 )
 
 // A plan says where an image's contents lie and which chunks of which layers they are made from. It is kept beside the
@@ -39,7 +40,7 @@ type plan struct {
 	chunks  int
 }
 
-var errPlan = errors.New("the image's plan is damaged")
+var errPlan = errors.New("the image can't be completed")
 
 type planWriter struct {
 	extents, chunks []byte
@@ -76,7 +77,8 @@ func (w *planWriter) bytes() []byte {
 	return append(b, h[:]...)
 }
 
-// readPlan checks a plan of an image of size bytes with n layers.
+// readPlan checks a plan of an image of size bytes with n layers: contents lie in the image, each in blocks of its own, and their
+// chunks follow each other and make up the whole, unless there are none (contents of streamed layers).
 func readPlan(b []byte, size int64, n int) (*plan, error) {
 	le := binary.LittleEndian
 	if len(b) < planHeader+sha256.Size || string(b[:8]) != planMagic {
@@ -91,15 +93,31 @@ func readPlan(b []byte, size int64, n int) (*plan, error) {
 		return nil, errPlan
 	}
 	p := &plan{b: b, extents: int(ne), chunks: int(nc)}
-	end := int64(0)
+	end, chunks := int64(0), uint64(0)
 	for i := range p.extents {
 		e := p.extent(i)
-		if e.off < end || e.size <= 0 || e.size > size || e.off > size-e.size || uint64(e.first)+uint64(e.chunks) > nc || int(e.layer) >= n {
+		if e.off < end || e.off%store.BlockSize != 0 || e.size <= 0 || e.size > size || e.off > size-e.size || uint64(e.first) != chunks || uint64(e.chunks) > nc-chunks || int64(e.layer) >= int64(n) || !p.chunksFit(e) {
 			return nil, fmt.Errorf("%w: extent %d", errPlan, i)
 		}
-		end = e.off + e.size
+		end, chunks = e.off+e.size, chunks+uint64(e.chunks)
+	}
+	if chunks != nc {
+		return nil, fmt.Errorf("%w: %d chunks, %d in extents", errPlan, nc, chunks)
 	}
 	return p, nil
+}
+
+// chunksFit tells whether an extent's chunks are its content.
+func (p *plan) chunksFit(e extent) bool {
+	off := int64(0)
+	for i := range int(e.chunks) {
+		c := p.chunk(int(e.first) + i)
+		if c.Off != off || c.Size <= 0 || c.Size > e.size-off || c.Start < 0 || c.End <= c.Start || c.Inner < 0 {
+			return false
+		}
+		off += c.Size
+	}
+	return e.chunks == 0 || off == e.size
 }
 
 func (p *plan) extent(i int) extent {
@@ -107,7 +125,7 @@ func (p *plan) extent(i int) extent {
 	b := p.b[planHeader+i*extentSize:][:extentSize]
 	return extent{
 		off: int64(le.Uint64(b)), size: int64(le.Uint64(b[8:])), key: layer.Key(b[16:48]),
-		first: le.Uint32(b[48:]), chunks: le.Uint32(b[52:]), layer: uint32(le.Uint64(b[56:])),
+		first: le.Uint32(b[48:]), chunks: le.Uint32(b[52:]), layer: uint32(min(le.Uint64(b[56:]), math.MaxUint32)),
 	}
 }
 

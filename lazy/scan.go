@@ -34,29 +34,64 @@ type scanned struct {
 type progress struct {
 	mu           sync.Mutex
 	tell         func(Event)
+	stage, text  string
 	bytes, total atomic.Int64
 }
 
 func (p *progress) add(n int64) {
 	b := p.bytes.Add(n)
 	if p.mu.TryLock() { // a slow watcher misses steps rather than delay the work
-		p.tell(Event{Stage: "reading layers", Bytes: b, Total: p.total.Load(), Text: "layers whose table of contents nothing vouches for are read whole and verified"})
+		p.tell(Event{Stage: p.stage, Bytes: b, Total: p.total.Load(), Text: p.text})
 		p.mu.Unlock()
 	}
 }
 
-// scan gets the index of every layer, bottom first. Layers named in again are streamed even where an index is cached.
-func (c *Cache) scan(ctx context.Context, repo Repo, m v1.Manifest, cfg *v1.ConfigFile, again map[string]bool, tell func(Event)) ([]*layer.Index, error) {
-	all := make([]*layer.Index, len(m.Layers))
-	p := &progress{tell: tell}
+// source is a layer of a recipe: what names it, and where it is.
+type source struct {
+	d      v1.Descriptor
+	diffID v1.Hash
+	repo   Blobs
+}
+
+// tocName names the index that is made of the table of contents that the manifest vouches for, or is empty.
+func (s source) tocName() string {
+	if toc := vouched(s.d); toc != "" {
+		return "toc-" + toc
+	}
+	return ""
+}
+
+// tarName names the index of the layer read whole. The diffID is part of what was verified.
+func (s source) tarName() string { return "tar-" + s.diffID.Hex }
+
+// scan is one reading of layers.
+type scan struct {
+	c       *Cache
+	lim     layer.Limits
+	stream  bool            // use no table of contents
+	again   map[string]bool // layers, by digest in hex, that are streamed even where an index is cached
+	streams chan struct{}
+	p       progress
+}
+
+func (c *Cache) newScan(lim layer.Limits, stream bool, tell func(Event)) *scan {
+	const why = "layers whose table of contents nothing vouches for are read whole and verified"
+	return &scan{
+		c: c, lim: lim, stream: stream, again: make(map[string]bool), streams: make(chan struct{}, scanStreams),
+		p: progress{tell: tell, stage: "reading layers", text: why},
+	}
+}
+
+// layers gets the index of every layer, bottom first.
+func (s *scan) layers(ctx context.Context, sources []source) ([]*layer.Index, error) {
+	all := make([]*layer.Index, len(sources))
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(scanTOCs)
-	streams := make(chan struct{}, scanStreams)
-	for i, d := range m.Layers {
+	for i, src := range sources {
 		g.Go(func() error {
-			ix, err := c.scanLayer(ctx, repo, d, cfg.RootFS.DiffIDs[i], again[d.Digest.Hex], streams, p)
+			ix, err := s.layer(ctx, src)
 			if err != nil {
-				return fmt.Errorf("reading layer %s: %w", d.Digest, err)
+				return fmt.Errorf("reading layer %s: %w", src.d.Digest, err)
 			}
 			all[i] = ix
 			return nil
@@ -65,44 +100,47 @@ func (c *Cache) scan(ctx context.Context, repo Repo, m v1.Manifest, cfg *v1.Conf
 	return all, g.Wait()
 }
 
-func (c *Cache) scanLayer(ctx context.Context, repo Repo, d v1.Descriptor, diffID v1.Hash, again bool, streams chan struct{}, p *progress) (*layer.Index, error) {
-	if toc := vouched(d); toc != "" {
-		s, err := c.scans.do(ctx, d.Digest.Hex+" toc "+toc, func(ctx context.Context) (*scanned, error) {
-			return c.indexed(d.Digest.Hex, "toc-"+toc, func() (*layer.Index, error) { return layer.ReadTOC(ctx, repo.Blob(d), d) })
+func (s *scan) layer(ctx context.Context, src source) (*layer.Index, error) {
+	c, hexDigest := s.c, src.d.Digest.Hex
+	flight := func(name string) string {
+		return fmt.Sprint(hexDigest, " ", name, " ", s.lim.MaxSize, " ", s.lim.MaxEntries)
+	}
+	if name := src.tocName(); name != "" && !s.stream {
+		if err := c.verdict(hexDigest, verdictName(name, src.diffID.Hex)); err != nil {
+			return nil, err
+		}
+		sc, err := c.scans.do(ctx, flight(name), func(ctx context.Context) (*scanned, error) {
+			return c.indexed(hexDigest, name, func() (*layer.Index, error) { return layer.ReadTOC(ctx, src.repo.Blob(src.d), src.d, s.lim) })
 		})
 		if err == nil {
-			return s.ix, nil
+			return sc.ix, nil
 		}
 		if !errors.Is(err, layer.ErrNoTOC) {
 			return nil, err
 		}
-		c.log.Info("layer is streamed", "layer", d.Digest, "reason", err)
+		c.log.Info("layer is streamed", "layer", src.d.Digest, "reason", err)
 	}
-	// the diffID is part of what was verified
-	name := "tar-" + diffID.Hex
-	if len(diffID.Hex) != 64 {
-		return nil, fmt.Errorf("diffID %.80q is not a SHA-256", diffID)
-	}
-	if !again {
-		if ix, err := c.cachedIndex(d.Digest.Hex, name); err == nil {
+	name := src.tarName()
+	if !s.again[hexDigest] {
+		if ix, err := c.cachedIndex(hexDigest, name); err == nil {
 			return ix, nil
 		}
 	}
 	select {
-	case streams <- struct{}{}:
-		defer func() { <-streams }()
+	case s.streams <- struct{}{}:
+		defer func() { <-s.streams }()
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
-	s, err := c.scans.do(ctx, d.Digest.Hex+" "+name, func(ctx context.Context) (*scanned, error) {
-		p.total.Add(d.Size)
-		ix, err := c.stream(ctx, repo.Blob(d), d, diffID, name, p)
+	sc, err := c.scans.do(ctx, flight(name), func(ctx context.Context) (*scanned, error) {
+		s.p.total.Add(src.d.Size)
+		ix, err := c.stream(ctx, src.repo.Blob(src.d), src.d, src.diffID, name, s.lim, &s.p)
 		return &scanned{ix}, err
 	})
 	if err != nil {
 		return nil, err
 	}
-	return s.ix, nil
+	return sc.ix, nil
 }
 
 func (c *Cache) cachedIndex(hexDigest, name string) (*layer.Index, error) {
@@ -135,7 +173,7 @@ func (c *Cache) keepIndex(hexDigest, name string, ix *layer.Index) error {
 }
 
 // stream reads a layer whole into a spool, which becomes the layer's once its digests hold.
-func (c *Cache) stream(ctx context.Context, src blob.Source, d v1.Descriptor, diffID v1.Hash, name string, p *progress) (_ *layer.Index, err error) {
+func (c *Cache) stream(ctx context.Context, src blob.Source, d v1.Descriptor, diffID v1.Hash, name string, lim layer.Limits, p *progress) (_ *layer.Index, err error) {
 	sp, err := c.st.NewSpool()
 	if err != nil {
 		return nil, err
@@ -149,7 +187,6 @@ func (c *Cache) stream(ctx context.Context, src blob.Source, d v1.Descriptor, di
 	if err != nil {
 		return nil, err
 	}
-	lim := c.opts.Limits
 	last := int64(0)
 	lim.Progress = func(n int64) { p.add(n - last); last = n }
 	ix, err := layer.Stream(ctx, r, d, diffID, sp.Data, sp.Leaves, lim)
@@ -167,24 +204,25 @@ func (c *Cache) stream(ctx context.Context, src blob.Source, d v1.Descriptor, di
 
 // use keeps the spools of these layers while an opening may copy from them; the function it returns ends that and trims
 // those that no other opening uses.
-func (c *Cache) use(m v1.Manifest, cfg *v1.ConfigFile) (done func()) {
+func (c *Cache) use(sources []source) (done func()) {
 	c.mu.Lock()
-	for _, d := range m.Layers {
-		c.using[d.Digest.Hex]++
+	for _, s := range sources {
+		c.using[s.d.Digest.Hex]++
 	}
 	c.mu.Unlock()
 	return func() {
-		for i, d := range m.Layers {
+		for _, s := range sources {
+			hexDigest := s.d.Digest.Hex
 			c.mu.Lock()
-			c.using[d.Digest.Hex]--
-			last := c.using[d.Digest.Hex] == 0
+			c.using[hexDigest]--
+			last := c.using[hexDigest] == 0
 			if last {
-				delete(c.using, d.Digest.Hex)
+				delete(c.using, hexDigest)
 			}
 			c.mu.Unlock()
 			if last {
-				if err := c.trim(d.Digest.Hex, "tar-"+cfg.RootFS.DiffIDs[i].Hex); err != nil {
-					c.log.Warn("trimming layer", "layer", d.Digest, "err", err)
+				if err := c.trim(hexDigest, s.tarName()); err != nil {
+					c.log.Warn("trimming layer", "layer", s.d.Digest, "err", err)
 				}
 			}
 		}

@@ -58,7 +58,7 @@ func (e *Error) Error() string {
 		fmt.Fprintf(&b, ": %s", e.Message)
 	}
 	if e.err != nil {
-		fmt.Fprintf(&b, ": %v", e.err)
+		b.WriteString(": " + printable(e.err.Error())) // it may quote what came
 	}
 	return b.String()
 }

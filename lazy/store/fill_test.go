@@ -83,7 +83,7 @@ func TestSealDisorder(t *testing.T) {
 				if im.Has(off, 1) {
 					t.Fatalf("block %d is present by a part", b)
 				}
-				err = errors.Join(err, im.FinishBlock(off))
+				err = errors.Join(err, im.FinishBlock(off, BlockSize))
 			} else {
 				err = im.Put(off, p)
 			}

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -34,26 +35,29 @@ type Layer struct {
 	Digest    string `json:"digest"`
 	Size      int64  `json:"size"` // compressed, bytes
 	MediaType string `json:"mediaType"`
-	TOC       bool   `json:"toc"`    // fetched by its table of contents; else streamed whole
-	Format    uint8  `json:"format"` // layer.Format of its chunks
+	TOC       bool   `json:"toc"`             // fetched by its table of contents; else streamed whole
+	Format    uint8  `json:"format"`          // layer.Format of its chunks
+	Index     string `json:"index,omitempty"` // name of the index that was made of its table of contents
+	DiffID    string `json:"diffID"`          // SHA-256 in hex
 }
 
 // Info is what the cache says about an image.
 type Info struct {
-	Key      Key       `json:"key"`
-	Ref      string    `json:"ref"` // where it was opened from first
-	Manifest string    `json:"manifest"`
-	Size     int64     `json:"size"`     // of the image file, bytes
-	MetaOff  int64     `json:"metaOff"`  // where the metadata begins
-	Inodes   int64     `json:"inodes"`   // in the image
-	Layers   []Layer   `json:"layers"`   // bottom first
-	Created  time.Time `json:"created"`  // when its layout was made
-	State    State     `json:"state"`    // Lazy or Sealed: Complete is only in memory
-	Root     string    `json:"root"`     // Merkle root in hex, of a sealed image
-	Dropped  []string  `json:"dropped"`  // attributes that EROFS cannot hold
-	UUID     [16]byte  `json:"-"`        // of a new image
-	Plan     []byte    `json:"-"`        // of a new image
-	Stream   int64     `json:"streamed"` // bytes of content that came with streamed layers
+	Key       Key       `json:"key"`
+	Ref       string    `json:"ref"` // where it was opened from first
+	Manifest  string    `json:"manifest"`
+	Size      int64     `json:"size"`                // of the image file, bytes
+	MetaOff   int64     `json:"metaOff"`             // where the metadata begins
+	Inodes    int64     `json:"inodes"`              // in the image
+	Layers    []Layer   `json:"layers"`              // bottom first
+	Created   time.Time `json:"created"`             // when its layout was made
+	State     State     `json:"state"`               // Lazy or Sealed: Complete is only in memory
+	Root      string    `json:"root"`                // Merkle root in hex, of a sealed image
+	Ambiguous []string  `json:"ambiguous,omitempty"` // what tools that unpack images disagree on
+	Dropped   []string  `json:"dropped"`             // attributes that EROFS cannot hold
+	UUID      [16]byte  `json:"-"`                   // of a new image
+	Plan      []byte    `json:"-"`                   // of a new image
+	Stream    int64     `json:"streamed"`            // bytes of content that came with streamed layers
 }
 
 // Image is an image file open for filling. Its methods may be called concurrently; no two calls may write the same block
@@ -118,9 +122,10 @@ func (s *Store) create(dir string, info Info) (*Image, error) {
 	return openImage(dir)
 }
 
-// Publish gives a created image its place in the cache.
+// Publish gives a created image its place in the cache. The error wraps fs.ErrExist where there is an image of that key.
 func (s *Store) Publish(im *Image) error {
 	to := s.imageDir(im.Info.Key)
+	// ENOTEMPTY, which wraps fs.ErrExist, where there is one
 	if err := os.Rename(im.dir, to); err != nil {
 		return fmt.Errorf("publishing image %s: %w", im.Info.Key, err)
 	}
@@ -134,15 +139,16 @@ func (s *Store) Discard(im *Image) error {
 }
 
 // Image opens an image for filling. After another boot of the machine, blocks of an unsealed image that are not what
-// their Merkle leaf says are taken for missing. The error wraps ErrNotCached where there is no such image.
+// their Merkle leaf says are taken for missing. The error wraps ErrNotCached where there is no such image, and ErrDamaged where its
+// files can't be an image's.
 func (s *Store) Image(ctx context.Context, k Key) (*Image, error) {
 	if !isHex(string(k)) {
 		return nil, fmt.Errorf("%.80q is not an image key", k)
 	}
-	im, err := openImage(s.imageDir(k))
-	if errors.Is(err, fs.ErrNotExist) {
+	if _, err := os.Lstat(s.imageDir(k)); errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("%w: image %s", ErrNotCached, k)
 	}
+	im, err := openImage(s.imageDir(k))
 	if err != nil {
 		return nil, fmt.Errorf("opening image %s: %w", k, err)
 	}
@@ -162,14 +168,17 @@ func openImage(dir string) (*Image, error) {
 	if err := readJSON(filepath.Join(dir, "info.json"), &im.Info); err != nil {
 		return nil, err
 	}
+	if im.Info.Size <= 0 || im.Info.Size%BlockSize != 0 || string(im.Info.Key) != filepath.Base(dir) && filepath.Base(filepath.Dir(dir)) != "tmp" {
+		return nil, fmt.Errorf("%w: info.json is of image %.80q with %d bytes", ErrDamaged, im.Info.Key, im.Info.Size)
+	}
 	f, err := os.OpenFile(filepath.Join(dir, "image.erofs"), os.O_RDWR, 0)
 	if err != nil {
-		return nil, err
+		return nil, missing(err)
 	}
 	im.f = f
 	st, err := f.Stat()
 	if err == nil && st.Size() != im.Info.Size {
-		err = fmt.Errorf("%s has %d bytes, not %d", f.Name(), st.Size(), im.Info.Size)
+		err = fmt.Errorf("%w: %s has %d bytes, not %d", ErrDamaged, f.Name(), st.Size(), im.Info.Size)
 	}
 	if err == nil {
 		im.present, err = openMap(filepath.Join(dir, "map"), im.Info.Size, true)
@@ -179,12 +188,22 @@ func openImage(dir string) (*Image, error) {
 	}
 	if err != nil {
 		im.Close()
-		return nil, err
+		return nil, missing(err)
 	}
 	im.blocks = im.Info.Size / BlockSize
 	im.count.Store(im.present.count())
-	im.sealed.Store(im.Info.State == Sealed)
+	if im.sealed.Store(im.Info.State == Sealed && im.count.Load() == im.blocks); !im.sealed.Load() {
+		im.Info.State = Lazy // Forget took blocks of a sealed one
+	}
 	return im, nil
+}
+
+// missing makes of the lack of one of an image's files damage.
+func missing(err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%w: %v", ErrDamaged, err)
+	}
+	return err
 }
 
 // Close unmaps and closes. No other method may be running or called afterwards.
@@ -237,7 +256,10 @@ func (im *Image) recheck(ctx context.Context) error {
 }
 
 // Plan is the chunk table that the image was created with.
-func (im *Image) Plan() ([]byte, error) { return os.ReadFile(filepath.Join(im.dir, "plan")) }
+func (im *Image) Plan() ([]byte, error) {
+	b, err := os.ReadFile(filepath.Join(im.dir, "plan"))
+	return b, missing(err)
+}
 
 // File is the image file; it may be read wherever Has says so.
 func (im *Image) File() *os.File { return im.f }
@@ -267,7 +289,19 @@ func (im *Image) State() State {
 // Put writes verified bytes at off, a multiple of 4,096, and marks their blocks present. What p leaves of its last block
 // is zeros.
 func (im *Image) Put(off int64, p []byte) error {
-	if err := im.PutPart(off, p); err != nil {
+	if rest := len(p) % BlockSize; rest > 0 {
+		// a block that was lost may have anything behind its content
+		var zero [BlockSize]byte
+		last := append(zero[:0], p[len(p)-rest:]...)
+		if err := im.PutPart(off+int64(len(p)-rest), last[:BlockSize]); err != nil {
+			return err
+		}
+		if len(p) > rest {
+			if err := im.PutPart(off, p[:len(p)-rest]); err != nil {
+				return err
+			}
+		}
+	} else if err := im.PutPart(off, p); err != nil {
 		return err
 	}
 	im.tree.hash(off/BlockSize, p)
@@ -285,11 +319,17 @@ func (im *Image) PutPart(off int64, p []byte) error {
 	return nil
 }
 
-// FinishBlock marks the block at off, whose parts were all written by PutPart.
-func (im *Image) FinishBlock(off int64) error {
-	var b [BlockSize]byte
+// FinishBlock marks the block at off, whose first used bytes were all written by PutPart. The rest of it is zeros.
+func (im *Image) FinishBlock(off int64, used int) error {
+	var b, zero [BlockSize]byte
 	if _, err := im.f.ReadAt(b[:], off); err != nil {
 		return fmt.Errorf("reading image %s: %w", im.Info.Key, err)
+	}
+	if rest := b[used:]; !bytes.Equal(rest, zero[used:]) {
+		if err := im.PutPart(off+int64(used), zero[used:]); err != nil {
+			return err
+		}
+		clear(rest)
 	}
 	im.tree.hash(off/BlockSize, b[:])
 	im.mark(off/BlockSize, 1)
@@ -363,6 +403,9 @@ func (im *Image) Seal() error {
 	}
 	info := im.Info
 	info.State, info.Root = Sealed, hex.EncodeToString(root[:])
+	if im.Info.Root != "" && im.Info.Root != info.Root {
+		return fmt.Errorf("sealing image %s: its root was %s and is %s now", im.Info.Key, im.Info.Root, info.Root)
+	}
 	if err := writeJSON(filepath.Join(im.dir, "info.json"), info); err != nil {
 		return fmt.Errorf("sealing image %s: %w", im.Info.Key, err)
 	}

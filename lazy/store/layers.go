@@ -1,8 +1,10 @@
 package store
 
 import (
+	"crypto/sha256"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -16,6 +18,8 @@ type Spool struct {
 	Data, Leaves *os.File
 	dir          string
 }
+
+var spoolFiles = [...]string{"leaves", "data", "boot"}
 
 // NewSpool makes a spool where no other process looks. Keep or Discard follows.
 func (s *Store) NewSpool() (*Spool, error) {
@@ -58,8 +62,10 @@ func (sp *Spool) LeavesOf(off, n int64) (leaves []byte, ok bool) {
 	}
 	// a hash is never zero: zeros are a hole
 	var zero [hashSize]byte
-	if [hashSize]byte(leaves[:hashSize]) == zero {
-		return nil, false
+	for l := leaves; len(l) > 0; l = l[hashSize:] {
+		if [hashSize]byte(l) == zero {
+			return nil, false
+		}
 	}
 	return leaves, true
 }
@@ -99,6 +105,43 @@ func (s *Store) LayerIndex(hexDigest, name string) ([]byte, error) {
 	return b, err
 }
 
+// PutVerdict keeps why something known of a layer is refused under a name, or with an empty refusal that it is right.
+func (s *Store) PutVerdict(hexDigest, name, refusal string) error {
+	if !isHex(hexDigest) {
+		return fmt.Errorf("%.80q is not a SHA-256", hexDigest)
+	}
+	if err := os.MkdirAll(s.layerDir(hexDigest), 0o700); err != nil {
+		return err
+	}
+	v := verdict{right, ""}
+	if refusal != "" {
+		v = verdict{refused, refusal}
+	}
+	return writeJSON(filepath.Join(s.layerDir(hexDigest), "verdict."+name), v)
+}
+
+type verdict struct {
+	Verdict string `json:"verdict"`
+	Why     string `json:"why,omitempty"`
+}
+
+const right, refused = "right", "refused" // anything else is no verdict
+
+// Verdict gives back what PutVerdict kept; known says whether it did.
+func (s *Store) Verdict(hexDigest, name string) (refusal string, known bool) {
+	var v verdict
+	if !isHex(hexDigest) || readJSON(filepath.Join(s.layerDir(hexDigest), "verdict."+name), &v) != nil {
+		return "", false
+	}
+	switch {
+	case v.Verdict == right:
+		return "", true
+	case v.Verdict == refused && v.Why != "":
+		return v.Why, true
+	}
+	return "", false
+}
+
 // KeepSpool makes a spool whose layer was verified the layer's own, replacing what it had.
 func (s *Store) KeepSpool(sp *Spool, hexDigest string) error {
 	if !isHex(hexDigest) {
@@ -108,7 +151,10 @@ func (s *Store) KeepSpool(sp *Spool, hexDigest string) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
-	for _, n := range []string{"data", "leaves"} {
+	if err := os.WriteFile(filepath.Join(sp.dir, "boot"), []byte(s.boot), 0o600); err != nil {
+		return fmt.Errorf("keeping layer sha256:%s: %w", hexDigest, err)
+	}
+	for _, n := range spoolFiles {
 		if err := os.Rename(filepath.Join(sp.dir, n), filepath.Join(dir, n)); err != nil {
 			return fmt.Errorf("keeping layer sha256:%s: %w", hexDigest, err)
 		}
@@ -118,19 +164,63 @@ func (s *Store) KeepSpool(sp *Spool, hexDigest string) error {
 	return err
 }
 
-// LayerSpool opens the spool that a layer has, or an error that wraps ErrNotCached.
+// LayerSpool opens the spool that a layer has, or an error that wraps ErrNotCached. A spool is never synced: after another boot of the
+// machine, blocks that are not what their leaf says are taken for missing.
 func (s *Store) LayerSpool(hexDigest string) (*Spool, error) {
 	sp, err := openSpool(s.layerDir(hexDigest), os.O_RDWR)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("%w: contents of layer sha256:%s", ErrNotCached, hexDigest)
 	}
-	return sp, err
+	if err != nil {
+		return nil, err
+	}
+	boot := filepath.Join(sp.dir, "boot")
+	if b, err := os.ReadFile(boot); err == nil && string(b) == s.boot {
+		return sp, nil
+	}
+	err = sp.recheck()
+	if err == nil {
+		err = writeFile(boot, []byte(s.boot))
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("checking contents of layer sha256:%s: %w", hexDigest, err), sp.Close())
+	}
+	return sp, nil
+}
+
+// recheck hashes every block that has a leaf and takes the leaf from those that differ.
+func (sp *Spool) recheck() error {
+	var zero [hashSize]byte
+	leaves, data := make([]byte, hashesPer*hashSize), make([]byte, hashesPer*BlockSize)
+	for first := int64(0); ; first += hashesPer {
+		n, err := sp.Leaves.ReadAt(leaves, first*hashSize)
+		if err != nil && err != io.EOF {
+			return err
+		}
+		m, derr := sp.Data.ReadAt(data, first*BlockSize)
+		if derr != nil && derr != io.EOF {
+			return derr
+		}
+		clear(data[m:])
+		for i := range int64(n / hashSize) {
+			leaf := [hashSize]byte(leaves[i*hashSize:])
+			if leaf == zero || leaf == sha256.Sum256(data[i*BlockSize:][:BlockSize]) {
+				continue
+			}
+			if _, err := sp.Leaves.WriteAt(zero[:], (first+i)*hashSize); err != nil {
+				return err
+			}
+		}
+		if err == io.EOF {
+			return nil
+		}
+	}
 }
 
 // DropSpool removes a layer's spool, if it has one.
 func (s *Store) DropSpool(hexDigest string) error {
 	var errs []error
-	for _, n := range []string{"leaves", "data"} {
+	for _, n := range spoolFiles {
 		if err := os.Remove(filepath.Join(s.layerDir(hexDigest), n)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			errs = append(errs, err)
 		}

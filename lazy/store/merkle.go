@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"os"
 
 	"golang.org/x/sys/unix"
@@ -76,7 +77,7 @@ func openMerkle(name string, size int64) (*merkle, error) {
 	if st, err := f.Stat(); err != nil {
 		return nil, err
 	} else if st.Size() != want {
-		return nil, &os.PathError{Op: "mapping Merkle tree", Path: name, Err: errors.New("its size is not the image's")}
+		return nil, fmt.Errorf("%w: Merkle tree %s has %d bytes, not %d", ErrDamaged, name, st.Size(), want)
 	}
 	mem, err := unix.Mmap(int(f.Fd()), 0, int(want), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
 	if err != nil {

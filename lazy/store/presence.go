@@ -26,8 +26,8 @@ const (
 	wordBlocks = 64
 )
 
-// presence is the mapped map of an image: which blocks are there. Bits only ever go from 0 to 1 while an image is in
-// use, each by one atomic operation after the block's data and Merkle leaf were written, so that another process that
+// presence is the mapped map of an image: which blocks are there. Bits go from 0 to 1 while an image is in
+// use (and back only where Forget finds damage), each by one atomic operation after the block's data and Merkle leaf were written, so that another process that
 // sees the bit may read the block.
 type presence struct {
 	mem    []byte
@@ -80,13 +80,16 @@ func openMap(name string, size int64, write bool) (*presence, error) {
 		return nil, err
 	}
 	defer f.Close()
+	if size <= 0 || size%BlockSize != 0 {
+		return nil, fmt.Errorf("map %s is for an image of %d bytes, which are not whole blocks", name, size)
+	}
 	blocks := size / BlockSize
 	st, err := f.Stat()
 	if err != nil {
 		return nil, err
 	}
 	if st.Size() != mapSize(blocks) {
-		return nil, fmt.Errorf("map %s has %d bytes, %d blocks need %d", name, st.Size(), blocks, mapSize(blocks))
+		return nil, fmt.Errorf("%w: map %s has %d bytes, %d blocks need %d", ErrDamaged, name, st.Size(), blocks, mapSize(blocks))
 	}
 	mem, err := unix.Mmap(int(f.Fd()), 0, int(st.Size()), prot, unix.MAP_SHARED)
 	if err != nil {
@@ -94,9 +97,13 @@ func openMap(name string, size int64, write bool) (*presence, error) {
 	}
 	if string(mem[:8]) != mapMagic || binary.LittleEndian.Uint64(mem[8:]) != uint64(blocks) {
 		unix.Munmap(mem)
-		return nil, fmt.Errorf("map %s has a foreign header", name)
+		return nil, fmt.Errorf("%w: map %s has a foreign header", ErrDamaged, name)
 	}
 	w := unsafe.Slice((*uint64)(unsafe.Pointer(&mem[mapHeader])), (len(mem)-mapHeader)/wordBytes)
+	if rest := blocks % wordBlocks; rest > 0 && atomic.LoadUint64(&w[len(w)-1])>>rest != 0 {
+		unix.Munmap(mem)
+		return nil, fmt.Errorf("map %s marks blocks behind the last of %d", name, blocks)
+	}
 	return &presence{mem: mem, words: w, blocks: blocks}, nil
 }
 

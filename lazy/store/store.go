@@ -195,7 +195,7 @@ func readJSON(name string, v any) error {
 		return err
 	}
 	if err := json.Unmarshal(b, v); err != nil {
-		return fmt.Errorf("reading %s: %w", name, err)
+		return fmt.Errorf("%w: reading %s: %w", ErrDamaged, name, err)
 	}
 	return nil
 }

@@ -1,0 +1,165 @@
+package store
+
+import (
+	"bytes"
+	"context"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+)
+
+// sealed makes a sealed image of that many blocks and gives its root.
+func sealed(t *testing.T, s *Store, blocks int) (root string) {
+	t.Helper()
+	b := content(blocks)
+	im := create(t, s, len(b))
+	if err := im.Put(0, b); err != nil {
+		t.Fatal(err)
+	}
+	if err := im.Seal(); err != nil {
+		t.Fatal(err)
+	}
+	defer im.Close()
+	return im.Root()
+}
+
+// flip changes one bit of a file.
+func flip(t *testing.T, name string, off int64) {
+	t.Helper()
+	f, err := os.OpenFile(name, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	var b [1]byte
+	if _, err := f.ReadAt(b[:], off); err != nil {
+		t.Fatal(err)
+	}
+	b[0] ^= 4
+	if _, err := f.WriteAt(b[:], off); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func fsck(t *testing.T, s *Store) (*Image, Damage) {
+	t.Helper()
+	im, err := s.Image(context.Background(), testKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { im.Close() })
+	d, err := im.Fsck(context.Background(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return im, d
+}
+
+func TestRootOfStream(t *testing.T) {
+	for _, n := range []int{1, 2, 127, 128, 129, 256, 128 * 128, 128*128 + 1} {
+		b := content(n)
+		got, err := MerkleRoot(bytes.NewReader(b), int64(len(b)))
+		if want := naiveRoot(b); err != nil || got != want {
+			t.Errorf("%d blocks: %s, %v; want %s", n, got, err, want)
+		}
+		name := filepath.Join(t.TempDir(), "merkle")
+		if got, err = WriteMerkle(name, bytes.NewReader(b), int64(len(b)), [16]byte{}); err != nil || got != naiveRoot(b) {
+			t.Errorf("%d blocks, to a file: %s, %v", n, got, err)
+		}
+	}
+}
+
+// TestFsck damages data, each level of the tree, and both.
+func TestFsck(t *testing.T) {
+	const blocks = 128*128 + 200 // three levels: 131 blocks of leaves, 2, 1
+	leaves := int64(BlockSize * (1 + 1 + 2))
+	for _, c := range []struct {
+		name   string
+		data   []int64 // blocks
+		merkle []int64 // offsets
+		want   []int64
+		tree   bool
+	}{
+		{name: "nothing"},
+		{name: "data", data: []int64{0, 777, blocks - 1}, want: []int64{0, 777, blocks - 1}},
+		{name: "a leaf", merkle: []int64{leaves + 32*500}, tree: true},
+		{name: "a level between", merkle: []int64{BlockSize * 2}, tree: true},
+		{name: "the top", merkle: []int64{BlockSize}, tree: true},
+		{name: "data and its own leaf", data: []int64{200}, merkle: []int64{leaves + 32*200}, want: seq(128, 256), tree: true},
+		{name: "data and a leaf elsewhere", data: []int64{3}, merkle: []int64{leaves + 32*500}, want: slices.Concat([]int64{3}, seq(384, 512)), tree: true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s := openStore(t)
+			root := sealed(t, s, blocks)
+			for _, b := range c.data {
+				flip(t, filepath.Join(s.ImageDir(testKey), "image.erofs"), b*BlockSize+99)
+			}
+			for _, off := range c.merkle {
+				flip(t, filepath.Join(s.ImageDir(testKey), "merkle"), off)
+			}
+			im, d := fsck(t, s)
+			if !slices.Equal(d.Blocks, c.want) || d.Tree != c.tree {
+				t.Fatalf("found %v, tree %v; want %v, %v", d.Blocks, d.Tree, c.want, c.tree)
+			}
+			if len(d.Blocks) == 0 {
+				if err := im.RebuildTree(); err != nil {
+					t.Fatal(err)
+				}
+				if _, d := fsck(t, s); !d.None() {
+					t.Errorf("after the tree was made anew: %+v", d)
+				}
+				return
+			}
+			if err := im.RebuildTree(); err == nil {
+				t.Error("a tree of wrong data was taken")
+			}
+			if err := im.Forget(d.Blocks); err != nil {
+				t.Fatal(err)
+			}
+			im, _ = fsck(t, s)
+			if im.State() != Lazy || im.Has(d.Blocks[0]*BlockSize, 1) {
+				t.Fatalf("damaged blocks are still there: %s", im.State())
+			}
+			b := content(blocks)
+			for _, n := range d.Blocks {
+				if err := im.Put(n*BlockSize, b[n*BlockSize:][:BlockSize]); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := im.Seal(); err != nil {
+				t.Fatal(err)
+			}
+			if im.Root() != root {
+				t.Error("it has another root now")
+			}
+			if _, d := fsck(t, s); !d.None() {
+				t.Errorf("after it was healed: %+v", d)
+			}
+		})
+	}
+}
+
+// TestSealAgain heals a sealed image with wrong bytes.
+func TestSealAgain(t *testing.T) {
+	s := openStore(t)
+	sealed(t, s, 300)
+	im, _ := fsck(t, s)
+	if err := im.Forget([]int64{7}); err != nil {
+		t.Fatal(err)
+	}
+	im, _ = fsck(t, s)
+	if err := im.Put(7*BlockSize, make([]byte, BlockSize)); err != nil {
+		t.Fatal(err)
+	}
+	if err := im.Seal(); err == nil || im.State() == Sealed {
+		t.Error("an image was sealed with another root than before")
+	}
+}
+
+func seq(from, to int64) (all []int64) {
+	for ; from < to; from++ {
+		all = append(all, from)
+	}
+	return all
+}
