@@ -28,8 +28,11 @@ func run() int {
 		fmt.Fprintln(os.Stderr, "pexfs: interrupted")
 		return 130
 	}
-	cli.PrintError("pexfs", err)
-	return 1
+	status, err := exitStatus(err)
+	if err != nil {
+		cli.PrintError("pexfs", err)
+	}
+	return status
 }
 
 func root() *cobra.Command {
@@ -47,8 +50,8 @@ func root() *cobra.Command {
 		},
 	}
 	cmd.PersistentFlags().StringVar(&cacheDir, "cache-dir", "", "cache folder (default $PEX_CACHE_DIR, or pex in the user's cache folder)")
-	cmd.AddCommand(mountCommand(&cacheDir), viewCommand(&cacheDir), umountCommand(), lsCommand(&cacheDir), statusCommand(&cacheDir),
-		waitCommand(&cacheDir), rmCommand(&cacheDir), daemon.Command(&cacheDir), registryCommand(), convertCommand(),
+	cmd.AddCommand(mountCommand(&cacheDir), viewCommand(&cacheDir), umountCommand(&cacheDir), lsCommand(&cacheDir), statusCommand(&cacheDir),
+		waitCommand(&cacheDir), rmCommand(&cacheDir), fsckCommand(&cacheDir), imageCommand(&cacheDir), daemon.Command(&cacheDir), registryCommand(), convertCommand(),
 		&cobra.Command{
 			Use: "version", Short: "Print the version", Args: cobra.NoArgs,
 			Run: func(*cobra.Command, []string) { fmt.Println("pexfs", cli.Version()) },

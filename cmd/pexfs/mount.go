@@ -10,8 +10,10 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"slices"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -24,6 +26,7 @@ import (
 // viewSpec is what a view is told: everything it needs, so that it never asks for more.
 type viewSpec struct {
 	Opened     daemon.Opened `json:"opened"`
+	File       string        `json:"file"` // instead of Opened: an image file
 	Dir        string        `json:"dir"`
 	Source     string        `json:"source"`
 	Fill       bool          `json:"fill"`
@@ -32,8 +35,8 @@ type viewSpec struct {
 }
 
 func mountCommand(cacheDir *string) *cobra.Command {
-	var platform string
-	var noFill, foreground, allowOther, insecure, debug, quiet bool
+	var o cli.OpenOptions
+	var noFill, foreground, allowOther, debug bool
 	cmd := &cobra.Command{
 		Use:   "mount REF DIR",
 		Short: "Show an image as a folder",
@@ -48,7 +51,8 @@ what is read is fetched then, and the rest in the background. REF is a name as d
 			} else if !st.IsDir() {
 				return fmt.Errorf("mounting on %s: not a directory", dir)
 			}
-			c, opened, err := cli.Open(cmd.Context(), "pexfs", args[0], cli.OpenOptions{CacheDir: *cacheDir, Platform: platform, Fill: !noFill, Insecure: insecure, Quiet: quiet})
+			o.CacheDir, o.Fill = *cacheDir, !noFill
+			c, opened, err := cli.Open(cmd.Context(), "pexfs", args[0], o)
 			if err != nil {
 				return err
 			}
@@ -60,12 +64,13 @@ what is read is fetched then, and the rest in the background. REF is a name as d
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&platform, "platform", "", "of an image for several: os/arch[/variant] (default this machine's)")
+	f.StringVar(&o.Platform, "platform", "", "of an image for several: os/arch[/variant] (default this machine's)")
 	f.BoolVar(&noFill, "no-fill", false, "fetch only what is read, nothing in the background")
 	f.BoolVar(&foreground, "foreground", false, "serve the mount in this process, until it is unmounted or interrupted")
 	f.BoolVar(&allowOther, "allow-other", false, "let other users enter, with the image's permissions enforced")
-	f.BoolVar(&insecure, "insecure", false, "permit plain HTTP to a registry that is not on this machine")
-	f.BoolVarP(&quiet, "quiet", "q", false, "no progress")
+	f.BoolVar(&o.Insecure, "insecure", false, "permit plain HTTP to a registry that is not on this machine")
+	o.Flags(f)
+	f.BoolVarP(&o.Quiet, "quiet", "q", false, "no progress")
 	f.BoolVar(&debug, "debug", false, "log every request (with --foreground)")
 	return cmd
 }
@@ -145,14 +150,25 @@ func viewCommand(cacheDir *string) *cobra.Command {
 
 // serveView mounts and serves until the mount ends. The end of ctx unmounts, if nobody uses the mount.
 func serveView(ctx context.Context, c *daemon.Client, s viewSpec, ready func()) error {
-	im, err := view.Attach(context.WithoutCancel(ctx), c, &s.Opened, view.Options{Who: "mount " + s.Dir, Fill: s.Fill})
-	if err != nil {
-		return err
-	}
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
-	srv, err := fusefs.Mount(fusefs.New(im.Meta(), im, fusefs.Options{Log: log}), s.Dir, fusefs.MountOptions{Source: s.Source, AllowOther: s.AllowOther, Debug: s.Debug})
+	var fs *fusefs.FS
+	var end func() error
+	if s.File != "" {
+		i, err := openImageFile(s.File)
+		if err != nil {
+			return err
+		}
+		fs, end = fusefs.New(i.im, i, fusefs.Options{Log: log}), i.f.Close
+	} else {
+		im, err := view.Attach(context.WithoutCancel(ctx), c, &s.Opened, view.Options{Who: "mount " + s.Dir, Fill: s.Fill})
+		if err != nil {
+			return err
+		}
+		fs, end = fusefs.New(im.Meta(), im, fusefs.Options{Log: log}), im.Close
+	}
+	srv, err := fusefs.Mount(fs, s.Dir, fusefs.MountOptions{Source: s.Source, AllowOther: s.AllowOther, Debug: s.Debug})
 	if err != nil {
-		return errors.Join(err, im.Close())
+		return errors.Join(err, end())
 	}
 	ready()
 	stop := context.AfterFunc(ctx, func() {
@@ -162,12 +178,43 @@ func serveView(ctx context.Context, c *daemon.Client, s viewSpec, ready func()) 
 	})
 	defer stop()
 	srv.Wait()
-	return im.Close()
+	return end()
 }
 
-func umountCommand() *cobra.Command {
+func umountCommand(cacheDir *string) *cobra.Command {
 	return &cobra.Command{
 		Use: "umount DIR", Aliases: []string{"unmount"}, Short: "End a mount (umount(8) and fusermount3 -u do the same)", Args: cobra.ExactArgs(1),
-		RunE: func(_ *cobra.Command, args []string) error { return fusefs.Unmount(args[0]) },
+		RunE: func(cmd *cobra.Command, args []string) error {
+			user := cli.MountUser(args[0])
+			if err := fusefs.Unmount(args[0]); err != nil {
+				return err
+			}
+			return awaitEnd(cmd.Context(), *cacheDir, user)
+		},
+	}
+}
+
+// awaitEnd waits a while for a view whose mount has ended to give up its lease, so that the image can be removed then.
+func awaitEnd(ctx context.Context, cacheDir, user string) error {
+	c, err := daemon.NewClient(cacheDir)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	for wait := time.Millisecond; ; wait *= 2 {
+		st, err := c.Status(ctx)
+		if err != nil {
+			return nil // there is no daemon to hold a lease
+		}
+		held := slices.ContainsFunc(st.Images, func(im daemon.ImageStatus) bool { return slices.Contains(im.Users, user) })
+		if !held {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(wait):
+		}
 	}
 }

@@ -84,6 +84,7 @@ type OpenOptions struct {
 	Fill     bool
 	Insecure bool
 	Quiet    bool // no progress, only warnings
+	Trust
 }
 
 // Open has the daemon open an image, starting the daemon where none runs, with this user's credentials. Progress goes to
@@ -100,7 +101,7 @@ func Open(ctx context.Context, program, name string, o OpenOptions) (*daemon.Cli
 	if err != nil {
 		return nil, nil, err
 	}
-	req := daemon.OpenRequest{Ref: r.String(), Platform: o.Platform, Fill: o.Fill, Insecure: o.Insecure}
+	req := daemon.OpenRequest{Ref: r.String(), Platform: o.Platform, Fill: o.Fill, Insecure: o.Insecure, Strict: o.Strict, Verify: bool(o.Verify), MaxSize: int64(o.MaxSize), MaxEntries: o.MaxEntries}
 	if r.Transport == ref.Registry {
 		a, err := registry.Credentials(ctx, r)
 		if err != nil {
@@ -157,6 +158,13 @@ func (p *Progress) Event(e lazy.Event) {
 		text += " (" + oneLine(e.Text) + ")"
 	}
 	p.show(text, e.Bytes, e.Total)
+}
+
+// Step shows how far any other operation is; total may be 0.
+func (p *Progress) Step(text string, bytes, total int64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.show(text, bytes, total)
 }
 
 // Image shows how much of an image is there.

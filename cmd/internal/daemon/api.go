@@ -5,6 +5,7 @@
 //	GET    /v1/images/KEY/lease   keeps the image in the cache for as long as the answer is open; ?who=&fill=1
 //	POST   /v1/images/KEY/need    NeedRequest -> 204 when these bytes are present
 //	GET    /v1/images/KEY/wait    lines of Message, until the image is sealed
+//	POST   /v1/images/KEY/fsck    FsckRequest -> lines of Message, the last one with fsck or error
 //	DELETE /v1/images/KEY         409 while it is leased
 //	GET    /v1/status             Status
 //	POST   /v1/stop               204, then the daemon ends
@@ -21,6 +22,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/authn"
 
 	"github.com/pexfs/pex/lazy"
+	"github.com/pexfs/pex/lazy/layer"
 	"github.com/pexfs/pex/lazy/registry"
 	"github.com/pexfs/pex/lazy/store"
 )
@@ -31,6 +33,11 @@ type OpenRequest struct {
 	Platform string `json:"platform,omitempty"` // "" is the machine's own
 	Fill     bool   `json:"fill"`               // complete the image in the background
 	Insecure bool   `json:"insecure,omitempty"` // plain HTTP for a registry that isn't on this machine
+	Strict   bool   `json:"strict,omitempty"`   // see lazy.OpenOptions, as the next ones
+	Verify   bool   `json:"verify,omitempty"`
+	// MaxSize (bytes) and MaxEntries bound what is read of a layer; 0 is the default.
+	MaxSize    int64 `json:"maxSize,omitempty"`
+	MaxEntries int   `json:"maxEntries,omitempty"`
 	// Auth are the credentials for the reference's registry. The daemon keeps them in memory only.
 	Auth *authn.AuthConfig `json:"auth,omitempty"`
 }
@@ -47,10 +54,18 @@ type Opened struct {
 
 // Message is one line of a streamed answer.
 type Message struct {
-	Event  *lazy.Event  `json:"event,omitempty"`
-	Image  *ImageStatus `json:"image,omitempty"`
-	Opened *Opened      `json:"opened,omitempty"`
-	Error  *Error       `json:"error,omitempty"`
+	Event  *lazy.Event      `json:"event,omitempty"`
+	Image  *ImageStatus     `json:"image,omitempty"`
+	Opened *Opened          `json:"opened,omitempty"`
+	Fsck   *lazy.FsckReport `json:"fsck,omitempty"`
+	Error  *Error           `json:"error,omitempty"`
+}
+
+// FsckRequest asks for a check of what is present of an image.
+type FsckRequest struct {
+	Heal bool `json:"heal"` // make damaged blocks anew
+	// Auth are the credentials for the registry that the image came from.
+	Auth *authn.AuthConfig `json:"auth,omitempty"`
 }
 
 // NeedRequest names bytes of the image file.
@@ -125,6 +140,12 @@ func toError(err error) *Error {
 	switch {
 	case errors.Is(err, errBusy):
 		e.Code = CodeBusy
+	case errors.Is(err, lazy.ErrBusy):
+		e.Code, e.Hint = CodeBusy, "`pexfs wait` waits until it is complete"
+	case errors.Is(err, lazy.ErrAmbiguous):
+		e.Hint = "without --strict the image is opened, with this decided as the OCI image-spec has it"
+	case errors.Is(err, layer.ErrLimit):
+		e.Hint = "--max-size and --max-entries set other limits"
 	case errors.Is(err, store.ErrNotCached):
 		e.Code = CodeNotCached
 	case errors.Is(err, registry.ErrUnauthorized):

@@ -171,10 +171,11 @@ func (c *Client) stream(ctx context.Context, method, path string, body any, f fu
 			}
 			return fmt.Errorf("%w: its answer broke off: %w", ErrGone, err)
 		}
+		stop := f(m)
 		if m.Error != nil {
 			return m.Error
 		}
-		if f(m) {
+		if stop {
 			return nil
 		}
 	}
@@ -230,6 +231,21 @@ func (c *Client) Wait(ctx context.Context, k store.Key, progress func(ImageStatu
 		}
 		return m.Image.State == store.Sealed
 	})
+}
+
+// Fsck checks an image, and with heal makes anew what is damaged; progress may be nil. Where that fails the report comes with the
+// error.
+func (c *Client) Fsck(ctx context.Context, k store.Key, r FsckRequest, progress func(lazy.Event)) (rep lazy.FsckReport, err error) {
+	err = c.stream(ctx, http.MethodPost, imagePath(k, "/fsck"), r, func(m Message) bool {
+		if m.Event != nil && progress != nil {
+			progress(*m.Event)
+		}
+		if m.Fsck != nil {
+			rep = *m.Fsck
+		}
+		return m.Fsck != nil
+	})
+	return rep, err
 }
 
 // Remove takes an image out of the cache.

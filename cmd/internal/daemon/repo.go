@@ -20,9 +20,9 @@ type repo struct{ lazy.Repo }
 
 func (r repo) Blob(d v1.Descriptor) blob.Source { return blob.Retry(r.Repo.Blob(d), blob.Policy{}) }
 
-// openRepo opens where a reference points to. Without credentials the daemon looks for them itself, in the files of the user
-// that it runs as: so an image whose client is gone can still be filled after a restart.
-func openRepo(ctx context.Context, r ref.Ref, auth *authn.AuthConfig, insecure bool, t http.RoundTripper) (lazy.Repo, error) {
+// OpenRepo opens where a reference points to. Without credentials it looks for them itself, in the files of the user
+// that runs this process: so an image whose client is gone can still be filled after a restart.
+func OpenRepo(ctx context.Context, r ref.Ref, auth *authn.AuthConfig, insecure bool, t http.RoundTripper) (lazy.Repo, error) {
 	switch r.Transport {
 	case ref.OCI:
 		l, err := layout.Open(r)

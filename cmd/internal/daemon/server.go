@@ -135,6 +135,7 @@ func (s *server) routes() http.Handler {
 	mux.HandleFunc("GET /v1/images/{key}/lease", s.lease)
 	mux.HandleFunc("POST /v1/images/{key}/need", s.need)
 	mux.HandleFunc("GET /v1/images/{key}/wait", s.wait)
+	mux.HandleFunc("POST /v1/images/{key}/fsck", s.fsck)
 	mux.HandleFunc("DELETE /v1/images/{key}", s.remove)
 	mux.HandleFunc("GET /v1/status", s.status)
 	mux.HandleFunc("POST /v1/stop", func(w http.ResponseWriter, r *http.Request) {
@@ -210,7 +211,7 @@ func (s *server) openImage(ctx context.Context, req OpenRequest, out *lines) (*O
 			return nil, err
 		}
 	}
-	repo, err := openRepo(ctx, name, req.Auth, req.Insecure, s.transport)
+	repo, err := OpenRepo(ctx, name, req.Auth, req.Insecure, s.transport)
 	if err != nil {
 		return nil, err
 	}
@@ -224,7 +225,7 @@ func (s *server) openImage(ctx context.Context, req OpenRequest, out *lines) (*O
 		s.mu.Unlock()
 	}()
 	var last time.Time
-	o, err := s.cache.Open(ctx, name, repo, lazy.OpenOptions{Platform: p, Progress: func(e lazy.Event) {
+	o, err := s.cache.Open(ctx, name, repo, lazy.OpenOptions{Platform: p, Strict: req.Strict, Verify: req.Verify, MaxSize: req.MaxSize, MaxEntries: req.MaxEntries, Progress: func(e lazy.Event) {
 		s.mu.Lock()
 		same := op.Event.Stage == e.Stage && time.Since(last) < 100*time.Millisecond
 		op.Event = e
@@ -269,7 +270,7 @@ func (s *server) image(ctx context.Context, r *http.Request) (*lazy.Image, error
 	if err != nil {
 		return nil, err
 	}
-	repo, err := openRepo(ctx, name, nil, false, s.transport)
+	repo, err := OpenRepo(ctx, name, nil, false, s.transport)
 	if err != nil {
 		return nil, err
 	}
@@ -312,8 +313,13 @@ func (s *server) need(w http.ResponseWriter, r *http.Request) {
 	err := readBody(r, &req)
 	if err == nil {
 		var im *lazy.Image
-		if im, err = s.image(r.Context(), r); err == nil {
-			err = im.Need(r.Context(), req.Off, req.N)
+		for range 2 { // a check that finds damage opens the image anew
+			if im, err = s.image(r.Context(), r); err == nil {
+				err = im.Need(r.Context(), req.Off, req.N)
+			}
+			if !errors.Is(err, lazy.ErrReopened) {
+				break
+			}
 		}
 	}
 	if err != nil {
@@ -352,6 +358,51 @@ func (s *server) wait(w http.ResponseWriter, r *http.Request) {
 		case <-t.C:
 		}
 	}
+}
+
+func (s *server) fsck(w http.ResponseWriter, r *http.Request) {
+	var req FsckRequest
+	if err := readBody(r, &req); err != nil {
+		fail(w, err)
+		return
+	}
+	im, err := s.cache.Image(r.Context(), store.Key(r.PathValue("key")))
+	if err != nil {
+		fail(w, err)
+		return
+	}
+	name, err := ref.Parse(im.Info().Ref)
+	if err != nil {
+		fail(w, err)
+		return
+	}
+	repo, err := OpenRepo(r.Context(), name, req.Auth, false, s.transport)
+	if err != nil {
+		fail(w, err)
+		return
+	}
+	out := newLines(w)
+	var last time.Time
+	key := im.Info().Key
+	rep, err := s.cache.Fsck(r.Context(), key, repo, req.Heal, func(e lazy.Event) {
+		if time.Since(last) > 100*time.Millisecond {
+			last = time.Now()
+			out.send(Message{Event: &e})
+		}
+	})
+	if rep.Bad > 0 {
+		s.log.Warn("image is damaged", "image", key, "blocks", rep.Bad, "first", rep.Offsets, "healed", rep.Healed, "err", err)
+	}
+	if err == nil && rep.Healed {
+		if im, err = s.cache.Image(r.Context(), key); err == nil {
+			s.fill(im)
+		}
+	}
+	if err != nil {
+		out.send(Message{Fsck: &rep, Error: toError(err)})
+		return
+	}
+	out.send(Message{Fsck: &rep})
 }
 
 func (s *server) remove(w http.ResponseWriter, r *http.Request) {

@@ -37,6 +37,25 @@ type Image struct {
 type Options struct {
 	Who  string // what status calls this reader
 	Fill bool   // have the daemon complete the image, also one that is started later
+
+	// Proven says that the reader compares all that it reads with the Merkle root itself, so that no block need be sampled.
+	Proven bool
+}
+
+// sampled is how many blocks of a sealed image are compared with its Merkle root when it is opened.
+const sampled = 16
+
+// damaged is an error about files that fsck can mend.
+type damaged struct {
+	error
+	ref string
+}
+
+func (e damaged) Unwrap() error { return e.error }
+
+// Hint is what to do about it.
+func (e damaged) Hint() string {
+	return "`pexfs fsck " + e.ref + "` finds what is damaged and fetches it again"
 }
 
 // Attach opens an image that the daemon has opened, and holds a lease on it until Close.
@@ -48,18 +67,29 @@ func Attach(ctx context.Context, c *daemon.Client, o *daemon.Opened, opt Options
 	}
 	lctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	im.cancel = cancel
-	if err := im.open(o.Dir); err != nil {
+	if err := im.open(o.Dir, opt.Proven); err != nil {
 		cancel()
 		lease.Close()
+		if errors.Is(err, store.ErrDamaged) {
+			err = damaged{err, o.Ref}
+		}
 		return nil, err
 	}
 	im.leased.Go(func() { im.keepLease(lctx, lease) })
 	return im, nil
 }
 
-func (im *Image) open(dir string) error {
+func (im *Image) open(dir string, proven bool) error {
 	v, err := store.OpenView(dir)
 	if err != nil {
+		return err
+	}
+	blocks := sampled
+	if proven {
+		blocks = 0
+	}
+	if err := v.Sample(blocks); err != nil {
+		v.Close()
 		return err
 	}
 	info := v.Info
@@ -113,6 +143,10 @@ func (im *Image) File() *os.File     { return im.v.File() }
 
 // Complete tells whether nothing is missing any more.
 func (im *Image) Complete() bool { return im.v.Complete() }
+
+// Proof gives the dm-verity hash device of a sealed image, open for reading, the number of blocks it is over and the
+// Merkle root in hex. The caller closes it.
+func (im *Image) Proof() (tree *os.File, blocks int64, root string, err error) { return im.v.Proof() }
 
 // ReadAt reads the image, waiting for what is missing until ctx ends.
 func (im *Image) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {

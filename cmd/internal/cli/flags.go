@@ -1,0 +1,83 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/pflag"
+)
+
+// Size is a flag: a number of bytes, or of KiB, MiB, GiB or TiB with k, m, g or t.
+type Size int64
+
+// String is the shortest form that Set takes.
+func (s *Size) String() string {
+	n, unit := int64(*s), 0
+	for n != 0 && n%1024 == 0 && unit < 4 {
+		n /= 1024
+		unit++
+	}
+	return strconv.FormatInt(n, 10) + [...]string{"", "k", "m", "g", "t"}[unit]
+}
+
+// Type names the flag's value in usage messages.
+func (s *Size) Type() string { return "size" }
+
+// Set reads a size.
+func (s *Size) Set(text string) error {
+	low := strings.ToLower(text)
+	digits := strings.TrimRight(low, "bkmgt")
+	shift, ok := map[string]int{"": 0, "b": 0, "k": 10, "kb": 10, "m": 20, "mb": 20, "g": 30, "gb": 30, "t": 40, "tb": 40}[low[len(digits):]]
+	n, err := strconv.ParseInt(digits, 10, 64)
+	if err != nil || !ok || n <= 0 {
+		return errors.New("want a number of bytes, or one with k, m, g or t")
+	}
+	if n > math.MaxInt64>>shift {
+		return fmt.Errorf("%s is more than can be counted", text)
+	}
+	*s = Size(n << shift)
+	return nil
+}
+
+// Trust is what an opening demands of an image.
+type Trust struct {
+	Strict     bool
+	Verify     Verify
+	MaxSize    Size
+	MaxEntries int
+}
+
+// Flags adds the flags of t.
+func (t *Trust) Flags(f *pflag.FlagSet) {
+	f.BoolVar(&t.Strict, "strict", false, "refuse an image with anything in it that unpackers disagree on")
+	f.Var(&t.Verify, "verify", "chain: what is read is checked by its digest; full: all layers are read first and compared with their tables of contents")
+	f.Var(&t.MaxSize, "max-size", "most that a layer may inflate to (default 256g)")
+	f.IntVar(&t.MaxEntries, "max-entries", 0, "most entries that a layer may have (default 5000000)")
+}
+
+// Verify is a flag: "chain" or "full".
+type Verify bool
+
+// String is the flag's value.
+func (v *Verify) String() string {
+	if *v {
+		return "full"
+	}
+	return "chain"
+}
+
+// Type names the flag's value in usage messages.
+func (v *Verify) Type() string { return "chain|full" }
+
+// Set reads it.
+func (v *Verify) Set(s string) error {
+	switch s {
+	case "chain", "full":
+		*v = s == "full"
+		return nil
+	}
+	return errors.New("want chain or full")
+}
