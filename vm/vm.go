@@ -5,8 +5,9 @@
 //
 // A machine boots a kernel and an initramfs whose PID 1 speaks the protocol of
 // vm/guest over one byte stream, the port. Its root file system is an EROFS
-// image, given as a virtio-fs device (VirtioFS) or as persistent memory (Pmem).
-// A machine has no network, no disk and no display.
+// image, given as a virtio-fs device (VirtioFS), as persistent memory (Pmem), or as
+// a disk with a second one that proves it (Verity). A machine has no network, no
+// other disk and no display.
 //
 // What comes out of a machine is the guest's claim. A VMM's exit status says
 // nothing about the program that ran inside.
@@ -61,6 +62,7 @@ type Caps struct {
 	KVM      bool   // built with support for KVM; says nothing about the host
 	VirtioFS bool
 	Pmem     bool
+	Block    bool // disks: for a Verity root
 }
 
 // Accel is the way a machine's processor is executed.
@@ -83,7 +85,7 @@ type Spec struct {
 	Rootfs  Rootfs
 }
 
-// Rootfs is the device that holds the root file system: VirtioFS or Pmem.
+// Rootfs is what holds the root file system: VirtioFS, Pmem or Verity.
 type Rootfs interface{ isRootfs() }
 
 // VirtioFS is a root served by a vhost-user device of the host. Guest memory is
@@ -99,8 +101,16 @@ type Pmem struct {
 	Size int64    // in bytes, a multiple of PmemAlign
 }
 
+// Verity is a root on two read-only disks: an image, and the hashes of its blocks,
+// by which the guest checks all that it reads. What the hashes must come to, the
+// guest learns from a kernel parameter. Data is the first disk, Hash the second.
+type Verity struct {
+	Data, Hash *os.File // open read-only; their sizes are multiples of 512 bytes
+}
+
 func (VirtioFS) isRootfs() {}
 func (Pmem) isRootfs()     {}
+func (Verity) isRootfs()   {}
 
 // Check reports what makes s unusable with any VMM. It doesn't look at the host.
 func (s Spec) Check() error {
@@ -137,6 +147,10 @@ func (s Spec) Check() error {
 		}
 		if r.Size <= 0 || r.Size%PmemAlign != 0 {
 			return fmt.Errorf("checking machine: pmem root of %d bytes: want a multiple of %d", r.Size, PmemAlign)
+		}
+	case Verity:
+		if r.Data == nil || r.Hash == nil {
+			return errors.New("checking machine: verity root without an image or its hashes")
 		}
 	default:
 		return errors.New("checking machine: no root file system")

@@ -10,8 +10,9 @@ import (
 
 // config is what the host asks for by kernel parameters.
 type config struct {
-	rootKind string // "virtiofs", "pmem" or "blk"
+	rootKind string // "virtiofs", "pmem", "blk" or "verity"
 	source   string // tag or device
+	verity   verity // what proves it
 	readonly bool
 	hostname string
 	ip       netip.Prefix // invalid: no network
@@ -39,10 +40,12 @@ func parseConfig(cmdline string) (config, error) {
 				if !strings.HasPrefix(c.source, "/dev/") {
 					err = fmt.Errorf("not a device")
 				}
+			case "verity":
+				c.source, c.verity, err = parseVerity(c.source)
 			default:
 				err = fmt.Errorf("unknown kind")
 			}
-			if c.source == "" {
+			if c.source == "" && err == nil {
 				err = fmt.Errorf("no source")
 			}
 		case "readonly":

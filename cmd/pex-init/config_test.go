@@ -12,10 +12,11 @@ import (
 
 func TestParseConfig(t *testing.T) {
 	opts := cmp.Options{
-		cmp.AllowUnexported(config{}),
+		cmp.AllowUnexported(config{}, verity{}),
 		cmp.Comparer(func(a, b netip.Addr) bool { return a == b }),
 		cmp.Comparer(func(a, b netip.Prefix) bool { return a == b }),
 	}
+	root := strings.Repeat("1f", 32)
 	for _, tt := range []struct {
 		in   string
 		want config
@@ -26,6 +27,9 @@ func TestParseConfig(t *testing.T) {
 		{"pex.root=blk:/dev/vda pex.ip=10.0.2.15/24 pex.gateway=10.0.2.2 pex.dns=10.0.2.3,fd00::3", config{
 			rootKind: "blk", source: "/dev/vda", hostname: "pex", ip: netip.MustParsePrefix("10.0.2.15/24"),
 			gateway: netip.MustParseAddr("10.0.2.2"), dns: []netip.Addr{netip.MustParseAddr("10.0.2.3"), netip.MustParseAddr("fd00::3")},
+		}},
+		{"pex.root=verity:/dev/vda:/dev/vdb:55808:" + root, config{
+			rootKind: "verity", source: "/dev/vda", hostname: "pex", verity: verity{hashes: "/dev/vdb", blocks: 55808, root: root},
 		}},
 	} {
 		got, err := parseConfig(tt.in)
@@ -41,7 +45,10 @@ func TestParseConfig(t *testing.T) {
 		"pex.root=virtiofs:a pex.unknown=1", "pex.root=virtiofs:a pex.hostname=", "pex.root=virtiofs:a pex.hostname=a/b",
 		"pex.root=virtiofs:a pex.hostname=" + strings.Repeat("x", 65), "pex.root=virtiofs:a pex.ip=10.0.0.1",
 		"pex.root=virtiofs:a pex.ip=fd00::1/64", "pex.root=virtiofs:a pex.gateway=fd00::1", "pex.root=virtiofs:a pex.dns=",
-		"pex.root=virtiofs:a pex.dns=1.2.3.4,x",
+		"pex.root=virtiofs:a pex.dns=1.2.3.4,x", "pex.root=verity:/dev/vda", "pex.root=verity:vda:/dev/vdb:1:" + root,
+		"pex.root=verity:/dev/vda:vdb:1:" + root, "pex.root=verity:/dev/vda:/dev/vdb:0:" + root, "pex.root=verity:/dev/vda:/dev/vdb:x:" + root,
+		"pex.root=verity:/dev/vda:/dev/vdb:1:" + root[1:], "pex.root=verity:/dev/vda:/dev/vdb:1:" + root[2:], "pex.root=verity:/dev/vda:/dev/vdb:1:" + root + ":x",
+		"pex.root=verity:/dev/vda:/dev/vdb:9223372036854775807:" + root,
 	} {
 		if c, err := parseConfig(in); err == nil {
 			t.Errorf("%q: no error but %+v", in, c)

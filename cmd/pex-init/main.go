@@ -8,7 +8,10 @@
 //
 //	pex.root=virtiofs:TAG    the root, read-only: a virtio-fs device,
 //	         pmem:DEVICE     an EROFS image in persistent memory, read with DAX,
-//	         blk:DEVICE      or one on a disk
+//	         blk:DEVICE      or one on a disk,
+//	         verity:DATA:HASH:BLOCKS:ROOT
+//	                         or one of so many blocks on the disk DATA, read by way of
+//	                         dm-verity with the hash device HASH and the Merkle root ROOT
 //	pex.readonly             no file of the root can be changed; without it changes go to memory
 //	pex.hostname=NAME        default "pex"
 //	pex.ip=ADDRESS/BITS      address of eth0, pex.gateway=ADDRESS its default route

@@ -80,6 +80,10 @@ func mountRoot(cfg config) (root, error) {
 		if err := mount(cfg.source, lowerDir, "erofs", flags, ""); err != nil {
 			return r, err
 		}
+	case "verity":
+		if err := mountVerity(cfg, flags); err != nil {
+			return r, err
+		}
 	}
 	if err := mount("tmpfs", rwDir, "tmpfs", 0, "mode=0755"); err != nil {
 		return r, err

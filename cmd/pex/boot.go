@@ -60,12 +60,13 @@ func makeBootSet(cacheDir, given string, root machine.Root) (*bootSet, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading PID 1 of machines: %w", err)
 	}
-	base := []initramfs.Feature{initramfs.PCI, initramfs.Console, initramfs.Overlay}
+	base := []initramfs.Feature{initramfs.PCI, initramfs.Console, initramfs.RNG, initramfs.Overlay}
 	for r, features := range map[machine.Root][]initramfs.Feature{
 		machine.VirtioFS: append(base[:len(base):len(base)], initramfs.VirtioFS),
 		machine.Pmem:     append(base[:len(base):len(base)], initramfs.Pmem, initramfs.EROFS),
+		machine.Verity:   append(base[:len(base):len(base)], initramfs.Block, initramfs.Verity, initramfs.EROFS),
 	} {
-		if root != machine.Auto && root != r {
+		if root != r && (root != machine.Auto || r == machine.Verity) {
 			continue
 		}
 		path, key, err := initramfs.Cached(filepath.Join(cacheDir, "boot"), initramfs.Spec{

@@ -14,12 +14,15 @@ import (
 	"github.com/pexfs/pex/cmd/internal/daemon"
 	"github.com/pexfs/pex/cmd/internal/machine"
 	"github.com/pexfs/pex/cmd/internal/view"
+	"github.com/pexfs/pex/lazy/store"
 )
 
 // openedImage is an image to run a program of.
 type openedImage struct {
+	client   *daemon.Client
+	key      store.Key
 	ref      string // canonical
-	state    string // how much of it is there, for people
+	state    store.State
 	platform string // os/architecture
 	config   v1.Config
 	spec     json.RawMessage // for attachImage
@@ -30,12 +33,14 @@ type imageSpec struct {
 	CacheDir string        `json:"cacheDir"`
 	Opened   daemon.Opened `json:"opened"`
 	Fill     bool          `json:"fill"`
-	Who      string        `json:"who"` // reads it, for people
+	Proven   bool          `json:"proven"` // by the guest, block by block
+	Who      string        `json:"who"`    // reads it, for people
 }
 
-// openImage has the daemon open an image.
-func openImage(ctx context.Context, name string, o cli.OpenOptions) (*openedImage, error) {
-	_, opened, err := cli.Open(ctx, program, name, o)
+// openImage has the daemon open an image, which the machine proves itself if proven
+// is set.
+func openImage(ctx context.Context, name string, o cli.OpenOptions, proven bool) (*openedImage, error) {
+	c, opened, err := cli.Open(ctx, program, name, o)
 	if err != nil {
 		return nil, err
 	}
@@ -43,16 +48,39 @@ func openImage(ctx context.Context, name string, o cli.OpenOptions) (*openedImag
 	if err != nil {
 		return nil, fmt.Errorf("reading configuration of %s: %w", opened.Ref, err)
 	}
-	spec := imageSpec{CacheDir: o.CacheDir, Opened: *opened, Fill: o.Fill, Who: fmt.Sprintf("run, process %d", os.Getpid())}
+	spec := imageSpec{CacheDir: o.CacheDir, Opened: *opened, Fill: o.Fill, Proven: proven, Who: fmt.Sprintf("run, process %d", os.Getpid())}
 	spec.Opened.Config = nil
 	text, err := json.Marshal(spec)
 	if err != nil {
 		return nil, fmt.Errorf("describing image %s: %w", opened.Ref, err)
 	}
 	return &openedImage{
-		ref: opened.Ref, state: string(opened.State), platform: config.OS + "/" + config.Architecture,
+		client: c, key: opened.Key, ref: opened.Ref, state: opened.State, platform: config.OS + "/" + config.Architecture,
 		config: config.Config, spec: text,
 	}, nil
+}
+
+// seal completes an image and waits until its Merkle root is known.
+func (i *openedImage) seal(ctx context.Context, o cli.OpenOptions) error {
+	if i.state == store.Sealed {
+		return nil
+	}
+	if !o.Fill {
+		return hinted{
+			fmt.Errorf("running %s with --verity: the image is not complete, and --no-fill keeps it so", i.ref),
+			"leave --no-fill out, or complete the image with `pexfs wait`",
+		}
+	}
+	if !o.Quiet {
+		fmt.Fprintf(os.Stderr, "%s: completing %s: --verity needs all of it\n", program, i.ref)
+	}
+	p := cli.NewProgress(program, os.Stderr, o.Quiet)
+	defer p.End()
+	if err := i.client.Wait(ctx, i.key, p.Image); err != nil {
+		return fmt.Errorf("completing %s: %w", i.ref, err)
+	}
+	i.state = store.Sealed
+	return nil
 }
 
 // attachImage opens, in a supervisor, the image that openImage has described.
@@ -65,11 +93,15 @@ func attachImage(ctx context.Context, text json.RawMessage) (machine.Image, erro
 	if err != nil {
 		return nil, err
 	}
-	image, err := view.Attach(ctx, c, &spec.Opened, view.Options{Who: spec.Who, Fill: spec.Fill})
+	image, err := view.Attach(ctx, c, &spec.Opened, view.Options{Who: spec.Who, Fill: spec.Fill, Proven: spec.Proven})
 	if err != nil {
 		var e *daemon.Error
-		if errors.As(err, &e) {
+		var h interface{ Hint() string }
+		switch {
+		case errors.As(err, &e):
 			err = &machine.EndedError{Ended: machine.Ended{Error: err.Error(), Hint: e.Hint}}
+		case errors.As(err, &h):
+			err = &machine.EndedError{Ended: machine.Ended{Error: err.Error(), Hint: h.Hint()}}
 		}
 		return nil, err
 	}

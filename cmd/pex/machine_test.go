@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -87,6 +88,19 @@ func testKernel(t *testing.T) string {
 	return path
 }
 
+// Sizes of the image's data files, in bytes.
+const (
+	hugeSize  = 3 * 2 << 20 // three huge pages
+	smallSize = 10_000
+)
+
+// fileContent is what the image's data file of that name holds.
+func fileContent(name string, size int64) []byte {
+	b := make([]byte, size)
+	rand.NewChaCha8(sha256.Sum256([]byte(name))).Read(b)
+	return b
+}
+
 // writeImage makes an OCI layout of one image that holds the program, and its
 // configuration's defaults.
 func writeImage(t *testing.T, dir, prog string) string {
@@ -103,6 +117,10 @@ func writeImage(t *testing.T, dir, prog string) string {
 		{Name: "etc/", Typeflag: tar.TypeDir, Mode: 0o755},
 		{Name: "etc/motd", Mode: 0o644, Size: 6},
 		{Name: "etc/passwd", Mode: 0o644, Size: 46},
+		{Name: "data/", Typeflag: tar.TypeDir, Mode: 0o755},
+		{Name: "data/huge", Mode: 0o644, Size: hugeSize},
+		{Name: "data/one", Mode: 0o644, Size: smallSize},
+		{Name: "data/two", Mode: 0o644, Size: smallSize},
 		{Name: "work/", Typeflag: tar.TypeDir, Mode: 0o777},
 	} {
 		if err := w.WriteHeader(h); err != nil {
@@ -115,6 +133,8 @@ func writeImage(t *testing.T, dir, prog string) string {
 			io.WriteString(w, "hello\n")
 		case "etc/passwd":
 			io.WriteString(w, "root:x:0:0::/root:/\napp:x:1000:100::/work:/bin"[:46])
+		case "data/huge", "data/one", "data/two":
+			w.Write(fileContent("/"+h.Name, h.Size))
 		}
 	}
 	if err := w.Close(); err != nil {
@@ -409,6 +429,18 @@ func TestMachine(t *testing.T) {
 		}
 	})
 
+	t.Run("huge pages", func(t *testing.T) {
+		r := l.run(t, "", "run", "--root", "pmem", l.image, "fault", "/data/huge")
+		var aligned, shifted int
+		if _, err := fmt.Sscanf(r.stdout, "aligned %d\nshifted %d\n", &aligned, &shifted); err != nil || r.status != 0 {
+			t.Fatalf("%v: %+v", err, r)
+		}
+		t.Logf("faults for %d pages of 4 KiB: %d at a multiple of 2 MiB, %d elsewhere", hugeSize/4096, aligned, shifted)
+		// Three are needed; the program has some of its own.
+		if aligned > 100 || shifted < hugeSize/4096 {
+			t.Errorf("%d faults at a multiple of 2 MiB, %d elsewhere; want few, and %d or more", aligned, shifted, hugeSize/4096)
+		}
+	})
 	t.Run("image overwritten from inside", func(t *testing.T) {
 		before := l.imageSum(t)
 		r := l.run(t, "", "run", "--root", "pmem", "-u", "0", l.image, "overwrite")

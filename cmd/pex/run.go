@@ -34,7 +34,7 @@ type runFlags struct {
 func runCommand(cacheDir *string) *cobra.Command {
 	f := runFlags{memory: 1 << 30}
 	var root, entrypoint string
-	var noFill bool
+	var noFill, verity bool
 	cmd := &cobra.Command{
 		Use:   "run [flags] REF [COMMAND [ARG…]]",
 		Short: "Run a program of an image in a virtual machine",
@@ -54,6 +54,15 @@ Signals go to the program. Three times Ctrl-C within two seconds end the machine
 			if f.root, err = machine.ParseRoot(root); err != nil {
 				return err
 			}
+			if verity {
+				if f.root != machine.Auto {
+					return hinted{
+						fmt.Errorf("running with --verity: --root %s is another way to the root", f.root),
+						"leave --root out: the machine gets the image and its Merkle tree as disks",
+					}
+				}
+				f.root = machine.Verity
+			}
 			if cmd.Flags().Changed("entrypoint") {
 				f.entrypoint = &entrypoint
 			}
@@ -72,6 +81,7 @@ Signals go to the program. Three times Ctrl-C within two seconds end the machine
 	fl.VarP(&f.memory, "memory", "m", "memory of the machine")
 	fl.IntVarP(&f.vcpus, "cpus", "c", 1, "processors of the machine")
 	fl.StringVar(&root, "root", string(machine.Auto), "how the machine gets its root: auto, virtiofs or pmem")
+	fl.BoolVar(&verity, "verity", false, "have the machine check every block that it reads of the image (dm-verity, no DAX); completes the image first")
 	fl.StringVar(&f.image.Platform, "platform", "", "of an image for several: os/arch[/variant] (default this machine's)")
 	fl.StringVar(&f.kernel, "kernel", "", "kernel to boot (default $"+kernelEnv+", the cache's, or one in /boot)")
 	fl.BoolVar(&noFill, "no-fill", false, "fetch only what is read, nothing in the background")
@@ -114,6 +124,9 @@ func run(ctx context.Context, name string, f runFlags) error {
 	}
 	defer m.Close()
 	exit, err := runIn(ctx, m, set, process, f, started)
+	if errors.Is(err, guest.ErrFailed) && f.root == machine.Verity {
+		err = hinted{err, "`pexfs fsck " + image.ref + "` tells whether the image is damaged, and mends it"}
+	}
 	if err != nil {
 		return endOf(ctx, err)
 	}
@@ -130,11 +143,12 @@ func run(ctx context.Context, name string, f runFlags) error {
 	return nil
 }
 
-// prepare opens the image and makes the boot set, side by side.
+// prepare opens the image and makes the boot set, side by side; it completes an image
+// that is to be proven.
 func prepare(ctx context.Context, name string, f runFlags) (image *openedImage, set *bootSet, err error) {
-	g, ctx := errgroup.WithContext(ctx)
+	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() (err error) {
-		image, err = openImage(ctx, name, f.image)
+		image, err = openImage(gctx, name, f.image, f.root == machine.Verity)
 		return err
 	})
 	g.Go(func() (err error) {
@@ -150,7 +164,10 @@ func prepare(ctx context.Context, name string, f runFlags) (image *openedImage, 
 			"choose another one of the image's platforms with --platform " + machinePlatform,
 		}
 	}
-	return image, set, nil
+	if f.root == machine.Verity {
+		err = image.seal(ctx, f.image)
+	}
+	return image, set, err
 }
 
 // machinePlatform is what the programs of machines are built for.

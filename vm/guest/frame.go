@@ -22,6 +22,9 @@ const (
 // ErrProtocol is wrapped by every error that says the other end broke the protocol.
 var ErrProtocol = errors.New("guest protocol violated")
 
+// ErrFailed is wrapped by the error of a guest that says that it can't become ready.
+var ErrFailed = errors.New("guest failed")
+
 // Type is what a frame means.
 type Type uint8
 

@@ -136,7 +136,7 @@ func (s *Session) handleMachine(f Frame) error {
 			close(s.up)
 		}
 	case f.Type == TypeFail && s.greeted && !s.isUp:
-		err = fmt.Errorf("guest failed: %s", printable(string(f.Payload)))
+		err = fmt.Errorf("%w: %s", ErrFailed, printable(string(f.Payload)))
 	default:
 		err = fmt.Errorf("%w: %s out of order", ErrProtocol, f.Type)
 	}

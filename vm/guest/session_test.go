@@ -428,7 +428,7 @@ func TestEnds(t *testing.T) {
 			srv.Fail(errors.New("no \x1b[31mroot"))
 		}()
 		h, _, err := s.WaitReady(t.Context())
-		if err == nil || !strings.Contains(err.Error(), "guest failed: no ?[31mroot") || h.Build != "b" {
+		if !errors.Is(err, ErrFailed) || !strings.Contains(err.Error(), "guest failed: no ?[31mroot") || h.Build != "b" {
 			t.Error(h, err)
 		}
 	})

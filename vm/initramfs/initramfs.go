@@ -36,10 +36,12 @@ const (
 	VirtioFS                // a root over virtio-fs
 	Pmem                    // a root in virtio-pmem
 	Block                   // a root on virtio-blk
+	Verity                  // a root whose blocks are checked as they are read, on blk
 	EROFS                   // the root's file system, on pmem or blk
 	Overlay                 // a writable layer above the root
 	Net                     // a network device
 	Vsock                   // a vsock device
+	RNG                     // a source of random numbers
 	features
 )
 
@@ -51,16 +53,19 @@ var modules = [features][]string{
 	VirtioFS: {"virtiofs"},
 	Pmem:     {"virtio_pmem", "nd_pmem"},
 	Block:    {"virtio_blk"},
+	Verity:   {"dm_verity"},
 	EROFS:    {"erofs"},
 	Overlay:  {"overlay"},
 	Net:      {"virtio_net"},
 	Vsock:    {"vmw_vsock_virtio_transport"},
 }
 
-// wanted are modules that a feature needs on some kernels only, and that no dependency names: they are loaded first,
-// where the kernel has them.
+// wanted are modules that a feature needs on some kernels only, or can do without, and that no dependency names: they are
+// loaded first, where the kernel has them.
 var wanted = [features][]string{
-	EROFS: {"crc32c_generic"},
+	Verity: {"sha256_generic"},
+	EROFS:  {"crc32c_generic"},
+	RNG:    {"virtio_rng"}, // the kernel has other sources, if poorer ones
 }
 
 // Spec says what goes into an archive.

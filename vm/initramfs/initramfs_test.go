@@ -148,6 +148,27 @@ func TestBuild(t *testing.T) {
 	}
 }
 
+// TestWanted leaves out what a kernel lacks and can do without.
+func TestWanted(t *testing.T) {
+	const dep = "virtio.ko:\nerofs.ko:\n"
+	for name, tt := range map[string]struct{ dep, want string }{
+		"lacking": {dep, "erofs.ko\n"},
+		"there":   {dep + "virtio-rng.ko: virtio.ko\n", "erofs.ko\nvirtio.ko\nvirtio_rng.ko\n"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var b bytes.Buffer
+			if err := Build(&b, Spec{ModuleDir: kernelDir(t, tt.dep, ""), Features: []Feature{EROFS, RNG}}); err != nil {
+				t.Fatal(err)
+			}
+			for _, e := range parse(t, b.Bytes()) {
+				if e.Name == "pex/modules" && e.Data != tt.want {
+					t.Errorf("modules %q, want %q", e.Data, tt.want)
+				}
+			}
+		})
+	}
+}
+
 func TestKey(t *testing.T) {
 	dir := kernelDir(t, deps, builtin)
 	base := Spec{Init: []byte("init"), ModuleDir: dir, Features: []Feature{PCI}}

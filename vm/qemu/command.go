@@ -15,6 +15,7 @@ const (
 	portFD  = firstFD     // the port to PID 1
 	qmpFD   = firstFD + 1 // QMP
 	rootFD  = firstFD + 2 // the root: a vhost-user socket or the image
+	hashFD  = firstFD + 3 // the hashes of a Verity root
 )
 
 // kernelParams are the kernel parameters of every machine. A panic resets the
@@ -89,6 +90,20 @@ func (q *QEMU) Command(s vm.Spec) (argv []string, files []*os.File, err error) {
 			"-object", fmt.Sprintf("memory-backend-file,id=root,share=on,readonly=on,mem-path=/proc/self/fd/%d,size=%d", rootFD, r.Size),
 			"-device", "virtio-pmem-pci,memdev=root",
 		)
+	case vm.Verity:
+		files = append(files, r.Data, r.Hash)
+		argv = append(argv, "-m", fmt.Sprintf("%dM", mib))
+		for _, d := range []struct {
+			name string
+			fd   int
+		}{{"root", rootFD}, {"hash", hashFD}} {
+			// The guest finds the disks in this order. Nobody writes to the
+			// files, so there is nothing to lock.
+			argv = append(argv,
+				"-blockdev", fmt.Sprintf("driver=file,node-name=%s,filename=/proc/self/fd/%d,read-only=on,locking=off", d.name, d.fd),
+				"-device", "virtio-blk-pci,drive="+d.name,
+			)
+		}
 	}
 	return argv, files, nil
 }

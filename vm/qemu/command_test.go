@@ -5,6 +5,7 @@ import (
 	"flag"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -21,6 +22,11 @@ func TestCommand(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer file.Close()
+	hashes, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer hashes.Close()
 	base := vm.Spec{
 		Accel: vm.TCG, VCPUs: 1, Memory: 512 << 20,
 		Kernel: "/boot set/vmlinux", Initrd: "/boot set/initramfs", Cmdline: []string{"pex.root=x"},
@@ -41,6 +47,7 @@ func TestCommand(t *testing.T) {
 			s.Accel, s.VCPUs, s.Memory = vm.KVM, 4, 8<<30
 			s.Rootfs = vm.VirtioFS{Tag: "root", Conn: file}
 		})},
+		{"verity", "", with(func(s *vm.Spec) { s.Rootfs = vm.Verity{Data: file, Hash: hashes} })},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -49,8 +56,12 @@ func TestCommand(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if len(files) != 3 || files[0] != nil || files[1] != nil || files[2] != file {
-				t.Errorf("files = %v, want two channels and the root", files)
+			want := []*os.File{nil, nil, file} // two channels and the root
+			if _, ok := tt.spec.Rootfs.(vm.Verity); ok {
+				want = append(want, hashes)
+			}
+			if !slices.Equal(files, want) {
+				t.Errorf("files = %v, want %v", files, want)
 			}
 			got := strings.Join(argv, "\n") + "\n"
 			golden := filepath.Join("testdata", tt.name+".argv")
@@ -59,11 +70,11 @@ func TestCommand(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			want, err := os.ReadFile(golden)
+			wantArgs, err := os.ReadFile(golden)
 			if err != nil {
 				t.Fatal(err)
 			}
-			if diff := cmp.Diff(string(want), got); diff != "" {
+			if diff := cmp.Diff(string(wantArgs), got); diff != "" {
 				t.Errorf("command line (-want +got):\n%s", diff)
 			}
 		})

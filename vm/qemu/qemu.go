@@ -117,6 +117,7 @@ func (q *QEMU) Probe(ctx context.Context) (vm.Caps, error) {
 		KVM:      hasWord(accels, "kvm"),
 		VirtioFS: hasDevice(devices, "vhost-user-fs-pci"),
 		Pmem:     hasDevice(devices, "virtio-pmem-pci"),
+		Block:    hasDevice(devices, "virtio-blk-pci"),
 	}, nil
 }
 

@@ -42,14 +42,17 @@ func TestMain(m *testing.M) {
 }
 
 // fakeImage is an image for those who don't look at it.
-type fakeImage struct{ file *os.File }
+type fakeImage struct {
+	file     *os.File
+	unsealed bool
+}
 
 func openFake(_ context.Context, image json.RawMessage) (Image, error) {
 	if string(image) == `"unreadable"` {
 		return nil, &EndedError{Ended{Error: "opening image", Hint: "try another"}}
 	}
 	f, err := os.Open(os.DevNull)
-	return fakeImage{f}, err
+	return fakeImage{file: f}, err
 }
 
 func (fakeImage) Size() int64                                              { return vm.PmemAlign }
@@ -57,7 +60,14 @@ func (fakeImage) ReadAt(_ context.Context, p []byte, _ int64) (int, error) { ret
 func (fakeImage) Meta() *erofs.Image                                       { return nil }
 func (f fakeImage) File() *os.File                                         { return f.file }
 func (fakeImage) Complete() bool                                           { return true }
-func (f fakeImage) Close() error                                           { return f.file.Close() }
+func (f fakeImage) Proof() (*os.File, int64, string, error) {
+	if f.unsealed {
+		return nil, 0, "", errors.New("image is not sealed")
+	}
+	tree, err := os.Open(os.DevNull)
+	return tree, vm.PmemAlign / 4096, "00ff", err
+}
+func (f fakeImage) Close() error { return f.file.Close() }
 
 // fakeVMM runs the test's program as a machine. Its first kernel parameter says how the
 // machine behaves.

@@ -36,6 +36,10 @@ const (
 	Auto     Root = "auto" // Pmem if the image is complete and not too large for the machine's memory, else VirtioFS
 	VirtioFS Root = "virtiofs"
 	Pmem     Root = "pmem" // needs a complete image
+
+	// Verity is never chosen by itself and no user's word for a device: the guest
+	// compares every block that it reads with the Merkle root of a sealed image.
+	Verity Root = "verity"
 )
 
 // ParseRoot reads a Root.
@@ -72,6 +76,10 @@ type Image interface {
 	Meta() *erofs.Image
 	File() *os.File // open read-only
 	Complete() bool
+
+	// Proof opens a sealed image's dm-verity hash device for reading, and gives the
+	// number of blocks that it is over and its Merkle root in hex. The caller closes it.
+	Proof() (tree *os.File, blocks int64, root string, err error)
 	Close() error
 }
 
@@ -89,7 +97,7 @@ type Event struct {
 type Started struct {
 	VMM   string        `json:"vmm"`
 	Accel vm.Accel      `json:"accel"`
-	Root  Root          `json:"root"`    // Pmem or VirtioFS
+	Root  Root          `json:"root"`    // Pmem, VirtioFS or Verity
 	Open  time.Duration `json:"open_ns"` // to open the image and find the VMM
 	Boot  time.Duration `json:"boot_ns"` // from the start of the VMM
 }
@@ -119,8 +127,8 @@ const (
 // chooseRoot decides how an image of size bytes becomes the root.
 func chooseRoot(want Root, complete bool, size, memory int64) (Root, error) {
 	switch want {
-	case VirtioFS:
-		return VirtioFS, nil
+	case VirtioFS, Verity:
+		return want, nil
 	case Pmem:
 		if !complete {
 			return "", &EndedError{Ended{

@@ -21,7 +21,7 @@ type rootfs struct {
 	device vm.Rootfs
 	param  string // tells PID 1 where its root is
 	conn   *net.UnixConn
-	theirs *os.File
+	theirs *os.File // what only the VMM is to hold, or nil
 	server sync.WaitGroup
 }
 
@@ -33,6 +33,17 @@ func serveRoot(ctx context.Context, kill context.CancelCauseFunc, image Image, r
 		return &rootfs{
 			device: vm.Pmem{File: image.File(), Size: image.Size()},
 			param:  "pex.root=pmem:/dev/pmem0",
+		}, nil
+	}
+	if root == Verity {
+		tree, blocks, hash, err := image.Proof()
+		if err != nil {
+			return nil, err
+		}
+		return &rootfs{
+			device: vm.Verity{Data: image.File(), Hash: tree},
+			param:  fmt.Sprintf("pex.root=verity:/dev/vda:/dev/vdb:%d:%s", blocks, hash),
+			theirs: tree,
 		}, nil
 	}
 	conn, theirs, err := socketPair("root")
@@ -56,7 +67,8 @@ func serveRoot(ctx context.Context, kill context.CancelCauseFunc, image Image, r
 	return r, nil
 }
 
-// started is called when the VMM has its end of the root, so that ours ends with it.
+// started is called when the VMM has what it is to hold of the root, so that its end of
+// a connection ends with it.
 func (r *rootfs) started() {
 	if r.theirs != nil {
 		r.theirs.Close()

@@ -120,7 +120,11 @@ func (r *run) ended(err error) *Ended {
 // of the machine is left.
 func (r *run) machine(ctx context.Context, detach context.CancelCauseFunc) error {
 	begin := time.Now()
-	vmm, err := r.s.Find(r.console)
+	var console io.Writer = r.console
+	if r.config.Root == Verity {
+		console = newDamageWatch(console, slog.New(r.log))
+	}
+	vmm, err := r.s.Find(console)
 	if err != nil {
 		return err
 	}

@@ -2,8 +2,11 @@
 package main
 
 import (
+	"crypto/sha256"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/signal"
 	"strconv"
@@ -51,6 +54,18 @@ func run(what string, args []string) error {
 			})
 		}
 		wg.Wait()
+	case "sum": // of each file, or why it can't be read
+		for _, name := range args {
+			b, err := os.ReadFile(name)
+			var e *fs.PathError
+			if errors.As(err, &e) {
+				fmt.Println(name, e.Err)
+				continue
+			}
+			fmt.Printf("%s %x\n", name, sha256.Sum256(b))
+		}
+	case "fault":
+		return countFaults(args[0])
 	case "wait": // for a signal that kills
 		fmt.Println("waiting")
 		time.Sleep(time.Hour)
