@@ -45,7 +45,7 @@ func (c *Cache) build(ctx context.Context, r *recipe, tell func(Event)) (*Image,
 func (c *Cache) make(ctx context.Context, r *recipe, sources []source, layers []*layer.Index, tell func(Event)) (*Image, map[string]bool, error) {
 	key := r.key(layers)
 	im, err := c.load(ctx, key)
-	if errors.Is(err, errPlan) || errors.Is(err, store.ErrDamaged) {
+	if errors.Is(err, store.ErrDamaged) {
 		c.log.Warn("making image anew", "image", key, "err", err)
 		if err := c.Remove(key); err != nil {
 			return nil, nil, err

@@ -17,19 +17,38 @@ type FsckReport struct {
 	Bad     int64   `json:"bad"`     // blocks of 4,096 bytes that were damaged
 	Offsets []int64 `json:"offsets"` // of the first of them in the image, in bytes
 	Tree    bool    `json:"tree"`    // the Merkle tree was damaged
-	Healed  bool    `json:"healed"`  // all of it is right now, or will be as soon as it is read or filled
+	Map     bool    `json:"map"`     // the map of a sealed image was damaged
+	Files   string  `json:"files"`   // what is wrong with its other files, so that it can't be used at all
+	Healed  bool    `json:"healed"`  // all of it is right now, or will be as soon as it is read, filled or opened
 }
+
+// None tells whether nothing was damaged.
+func (r FsckReport) None() bool { return r.Bad == 0 && !r.Tree && !r.Map && r.Files == "" }
 
 const maxOffsets = 100 // in a report
 
 // Fsck reads all that is present of an image and compares it with the image's Merkle tree. With heal, damaged metadata is made
 // anew from what is known of the layers, damaged contents of streamed layers by streaming these again, and all other damaged
-// contents are forgotten, so that they are fetched by the next reader or filler. repo is where to fetch from. The image may be in
+// contents are forgotten, so that they are fetched by the next reader or filler; an image whose other files are damaged is removed, to be
+// made anew when it is opened. repo is asked for where to fetch from when that is known to be necessary. The image may be in
 // use; what its users have read or mapped of damaged blocks already, they have. The error wraps ErrBusy while the image
 // is being filled.
-func (c *Cache) Fsck(ctx context.Context, k store.Key, repo Repo, heal bool, tell func(Event)) (FsckReport, error) {
-	var rep FsckReport
+func (c *Cache) Fsck(ctx context.Context, k store.Key, repo func(store.Info) (Repo, error), heal bool, tell func(Event)) (FsckReport, error) {
+	rep := FsckReport{Offsets: []int64{}}
 	im, err := c.Image(ctx, k)
+	if err == nil {
+		err = im.file.Files()
+	}
+	if errors.Is(err, store.ErrDamaged) {
+		rep.Files = err.Error()
+		if heal {
+			if err := c.Remove(k); err != nil {
+				return rep, err
+			}
+			rep.Healed = true
+		}
+		return rep, nil
+	}
 	if err != nil {
 		return rep, err
 	}
@@ -42,7 +61,7 @@ func (c *Cache) Fsck(ctx context.Context, k store.Key, repo Repo, heal bool, tel
 	if err != nil {
 		return rep, err
 	}
-	rep.Bad, rep.Tree = int64(len(d.Blocks)), d.Tree
+	rep.Bad, rep.Tree, rep.Map = int64(len(d.Blocks)), d.Tree, d.Map
 	for _, b := range d.Blocks[:min(len(d.Blocks), maxOffsets)] {
 		rep.Offsets = append(rep.Offsets, b*store.BlockSize)
 	}
@@ -50,9 +69,12 @@ func (c *Cache) Fsck(ctx context.Context, k store.Key, repo Repo, heal bool, tel
 	case d.None() || !heal:
 		return rep, nil
 	case len(d.Blocks) == 0:
-		err = im.file.RebuildTree()
+		err = im.file.Rebuild()
 	default:
-		err = c.heal(ctx, im, d.Blocks, repo, tell)
+		var from Repo
+		if from, err = repo(im.file.Info); err == nil {
+			err = c.heal(ctx, im, d.Blocks, from, tell)
+		}
 	}
 	rep.Healed = err == nil
 	return rep, err
@@ -94,7 +116,7 @@ func (c *Cache) heal(ctx context.Context, im *Image, bad []int64, repo Repo, tel
 		if im.State() != store.Sealed {
 			return nil
 		}
-		return im.file.RebuildTree()
+		return im.file.Rebuild()
 	}
 	if err := im.file.Forget(fetch); err != nil {
 		return err

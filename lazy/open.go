@@ -105,7 +105,7 @@ func (c *Cache) openCached(ctx context.Context, manifest string, repo Repo, o Op
 	switch {
 	case ctx.Err() != nil:
 		return nil, ctx.Err()
-	case errors.Is(err, errPlan) || errors.Is(err, store.ErrDamaged):
+	case errors.Is(err, store.ErrDamaged):
 		c.log.Warn("making image anew", "image", rec.Image, "err", err)
 		return nil, c.Remove(rec.Image)
 	case errors.Is(err, store.ErrNotCached):

@@ -3,7 +3,6 @@ package lazy
 import (
 	"crypto/sha256"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"math"
 	"sort"
@@ -40,7 +39,7 @@ type plan struct {
 	chunks  int
 }
 
-var errPlan = errors.New("the image can't be completed")
+var errPlan = fmt.Errorf("%w: it can't be completed", store.ErrDamaged)
 
 type planWriter struct {
 	extents, chunks []byte

@@ -28,6 +28,13 @@ func names(im daemon.ImageStatus) []string {
 	return im.Refs
 }
 
+func created(im daemon.ImageStatus) string {
+	if im.Created.IsZero() { // its info is damaged
+		return "-"
+	}
+	return im.Created.Local().Format(time.DateTime)
+}
+
 func lsCommand(cacheDir *string) *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
@@ -44,7 +51,7 @@ func lsCommand(cacheDir *string) *cobra.Command {
 			fmt.Fprintln(w, "IMAGE\tKEY\tSTATE\tPRESENT\tSIZE\tCREATED")
 			for _, im := range st.Images {
 				for _, n := range names(im) {
-					fmt.Fprintf(w, "%s\t%.12s\t%s\t%d%%\t%s\t%s\n", n, im.Key, im.State, percent(im), cli.Bytes(im.Size), im.Created.Local().Format(time.DateTime))
+					fmt.Fprintf(w, "%s\t%.12s\t%s\t%d%%\t%s\t%s\n", n, im.Key, im.State, percent(im), cli.Bytes(im.Size), created(im))
 				}
 			}
 			return w.Flush()

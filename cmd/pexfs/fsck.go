@@ -74,7 +74,7 @@ was healed, 4 damage that is left, 8 fsck itself failed.`,
 					}
 				}
 				res.FsckReport, err = c.Fsck(cmd.Context(), im.Key, req, p.Event)
-				if err == nil && res.Healed && im.State == store.Sealed {
+				if err == nil && res.Healed && im.State == store.Sealed && res.Files == "" {
 					err = c.Wait(cmd.Context(), im.Key, p.Image)
 				}
 				p.End()
@@ -82,11 +82,11 @@ was healed, 4 damage that is left, 8 fsck itself failed.`,
 					return cmd.Context().Err()
 				}
 				switch {
-				case err != nil && res.Bad == 0 && !res.Tree:
+				case err != nil && res.None():
 					status |= fsckFailed
-				case err != nil || (res.Bad > 0 || res.Tree) && !res.Healed:
+				case err != nil || !res.None() && !res.Healed:
 					status |= fsckUncorrected
-				case res.Bad > 0 || res.Tree:
+				case !res.None():
 					status |= fsckCorrected
 				}
 				if err != nil {
@@ -113,17 +113,24 @@ was healed, 4 damage that is left, 8 fsck itself failed.`,
 }
 
 func printFsck(im daemon.ImageStatus, r fsckResult, err error) {
-	what := "all right"
+	what := cli.Bytes(r.Checked) + " checked, all right"
+	healed := "; healed"
 	switch {
-	case r.Bad > 0:
+	case r.Files != "":
+		what, healed = r.Files, "; removed, to be made anew when it is next opened"
+	case r.Bad == 1:
+		what = fmt.Sprintf("the block at byte %d is damaged", r.Offsets[0])
+	case r.Bad > 1:
 		what = fmt.Sprintf("%d blocks are damaged, the first at byte %d", r.Bad, r.Offsets[0])
 	case r.Tree:
 		what = "the Merkle tree is damaged"
+	case r.Map:
+		what = "the map is damaged"
 	}
 	if r.Healed {
-		what += "; healed"
+		what += healed
 	}
-	fmt.Printf("%.12s %s: %s checked, %s\n", im.Key, names(im)[0], cli.Bytes(r.Checked), what)
+	fmt.Printf("%.12s %s: %s\n", im.Key, names(im)[0], what)
 	if err != nil {
 		cli.PrintError("pexfs", err)
 	}

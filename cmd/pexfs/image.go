@@ -70,7 +70,7 @@ was made with --uid-shift or --pack is checked with the same options.`,
 				}
 			} else {
 				fmt.Printf("%s: %d inodes, %s, root %s\n", c.File, c.Inodes, cli.Bytes(c.Size), c.Root)
-				for _, p := range c.Problems {
+				for _, p := range c.Problems[min(1, len(c.Problems)):] {
 					fmt.Println(" ", p)
 				}
 			}
@@ -80,7 +80,7 @@ was made with --uid-shift or --pack is checked with the same options.`,
 			case 1:
 				return fmt.Errorf("checking %s: %s", args[0], c.Problems[0])
 			default:
-				return fmt.Errorf("checking %s: %d problems, the first: %s", args[0], n, c.Problems[0])
+				return fmt.Errorf("checking %s: %s (and %d more)", args[0], c.Problems[0], n-1)
 			}
 		},
 	}

@@ -12,12 +12,24 @@ import (
 type Damage struct {
 	// Blocks are present and are not, or can't be shown to be, what they were when they were written. Ascending.
 	Blocks []int64
-	// Tree says that the Merkle file is damaged. If no block is, it can be made anew from the data: RebuildTree.
-	Tree bool
+	// Tree and Map say that the Merkle file, or the map of a sealed image, is damaged. If no block is, Rebuild makes both anew.
+	Tree, Map bool
 }
 
 // None tells whether nothing is damaged.
-func (d Damage) None() bool { return len(d.Blocks) == 0 && !d.Tree }
+func (d Damage) None() bool { return len(d.Blocks) == 0 && !d.Tree && !d.Map }
+
+// Files checks the small files beside the image. The error wraps ErrDamaged.
+func (im *Image) Files() error {
+	info, err := readInfo(im.dir)
+	if err == nil && info.Key != im.Info.Key {
+		err = fmt.Errorf("%w: info.json is of image %.80q", ErrDamaged, info.Key)
+	}
+	if err == nil {
+		_, err = im.Plan()
+	}
+	return missing(err)
+}
 
 // Fsck reads all that is present and compares it with the Merkle tree; of a sealed image also the tree with the root. Its answer is on
 // the safe side: where part of the tree is damaged as well as data, all blocks under that part are named. progress, which may be nil, is
@@ -26,22 +38,26 @@ func (im *Image) Fsck(ctx context.Context, progress func(int64)) (Damage, error)
 	var d Damage
 	sealed := im.sealed.Load()
 	fresh := newTreeHash()
+	var uuid [16]byte
 	buf := make([]byte, 1<<20)
 	for first := int64(0); first < im.blocks; {
-		if err := ctx.Err(); err != nil {
+		if ctx.Err() != nil {
 			return d, context.Cause(ctx)
 		}
-		if !im.present.has(first) {
+		if !sealed && !im.present.has(first) {
 			first++
 			continue
 		}
 		n := int64(1)
-		for n < int64(len(buf)/BlockSize) && first+n < im.blocks && im.present.has(first+n) {
+		for n < int64(len(buf)/BlockSize) && first+n < im.blocks && (sealed || im.present.has(first+n)) {
 			n++
 		}
 		p := buf[:n*BlockSize]
 		if _, err := im.f.ReadAt(p, first*BlockSize); err != nil {
 			return d, fmt.Errorf("checking image %s: %w", im.Info.Key, err)
+		}
+		if first == 0 {
+			copy(uuid[:], p[erofsSuper+erofsUUIDOff:])
 		}
 		for i := range n {
 			h := sha256.Sum256(p[i*BlockSize:][:BlockSize])
@@ -65,7 +81,8 @@ func (im *Image) Fsck(ctx context.Context, progress func(int64)) (Damage, error)
 		return d, fmt.Errorf("checking image %s: its root is not recorded", im.Info.Key)
 	}
 	bad := im.tree.verify([hashSize]byte(root))
-	d.Tree = len(bad) > 0 || len(d.Blocks) > 0 && fresh.root() == [hashSize]byte(root)
+	d.Map = im.present.count() != im.blocks
+	d.Tree = len(bad) > 0 || !bytes.Equal(im.tree.super(), veritySuper(im.blocks, uuid)) || len(d.Blocks) > 0 && fresh.root() == [hashSize]byte(root)
 	if fresh.root() == [hashSize]byte(root) {
 		d.Blocks = nil // the data is right, so the leaves that differ are not
 		return d, nil
@@ -82,7 +99,7 @@ func (im *Image) Fsck(ctx context.Context, progress func(int64)) (Damage, error)
 	}
 	d.Blocks = d.Blocks[:0]
 	for b := range im.blocks {
-		if suspect[b] {
+		if suspect[b] || !im.present.has(b) {
 			d.Blocks = append(d.Blocks, b)
 		}
 	}
@@ -172,13 +189,16 @@ func (m *merkle) verify(root [hashSize]byte) (bad []int64) {
 	}
 }
 
-// RebuildTree writes the Merkle file of a sealed image anew from its data, which must have the recorded root.
-func (im *Image) RebuildTree() error {
+// Rebuild writes the Merkle file and the map of a sealed image anew from its data, which must have the recorded root.
+func (im *Image) Rebuild() error {
 	buf := make([]byte, 1<<20)
 	for off := int64(0); off < im.Info.Size; {
 		p := buf[:min(int64(len(buf)), im.Info.Size-off)]
 		if _, err := im.f.ReadAt(p, off); err != nil {
 			return fmt.Errorf("hashing image %s: %w", im.Info.Key, err)
+		}
+		if off == 0 {
+			copy(im.tree.super(), veritySuper(im.blocks, [16]byte(p[erofsSuper+erofsUUIDOff:])))
 		}
 		im.tree.hash(off/BlockSize, p)
 		off += int64(len(p))
@@ -189,6 +209,10 @@ func (im *Image) RebuildTree() error {
 	}
 	if err := im.tree.sync(); err != nil {
 		return fmt.Errorf("writing Merkle tree of image %s: %w", im.Info.Key, err)
+	}
+	im.present.set(0, im.blocks)
+	if err := im.present.sync(); err != nil {
+		return fmt.Errorf("writing map of image %s: %w", im.Info.Key, err)
 	}
 	return nil
 }

@@ -12,7 +12,7 @@ import (
 // sealed makes a sealed image of that many blocks and gives its root.
 func sealed(t *testing.T, s *Store, blocks int) (root string) {
 	t.Helper()
-	b := content(blocks)
+	b := sealedContent(blocks)
 	im := create(t, s, len(b))
 	if err := im.Put(0, b); err != nil {
 		t.Fatal(err)
@@ -22,6 +22,13 @@ func sealed(t *testing.T, s *Store, blocks int) (root string) {
 	}
 	defer im.Close()
 	return im.Root()
+}
+
+// sealedContent has the image's identity where EROFS has it.
+func sealedContent(blocks int) []byte {
+	b := content(blocks)
+	copy(b[erofsSuper+erofsUUIDOff:], []byte{1, 15: 0})
+	return b
 }
 
 // flip changes one bit of a file.
@@ -86,6 +93,9 @@ func TestFsck(t *testing.T) {
 		{name: "a leaf", merkle: []int64{leaves + 32*500}, tree: true},
 		{name: "a level between", merkle: []int64{BlockSize * 2}, tree: true},
 		{name: "the top", merkle: []int64{BlockSize}, tree: true},
+		{name: "behind the leaves", merkle: []int64{leaves + 32*blocks}, tree: true},
+		{name: "behind the hashes of the top", merkle: []int64{BlockSize + 32*2}, tree: true},
+		{name: "the superblock", merkle: []int64{12}, tree: true},
 		{name: "data and its own leaf", data: []int64{200}, merkle: []int64{leaves + 32*200}, want: seq(128, 256), tree: true},
 		{name: "data and a leaf elsewhere", data: []int64{3}, merkle: []int64{leaves + 32*500}, want: slices.Concat([]int64{3}, seq(384, 512)), tree: true},
 	} {
@@ -103,7 +113,7 @@ func TestFsck(t *testing.T) {
 				t.Fatalf("found %v, tree %v; want %v, %v", d.Blocks, d.Tree, c.want, c.tree)
 			}
 			if len(d.Blocks) == 0 {
-				if err := im.RebuildTree(); err != nil {
+				if err := im.Rebuild(); err != nil {
 					t.Fatal(err)
 				}
 				if _, d := fsck(t, s); !d.None() {
@@ -111,7 +121,7 @@ func TestFsck(t *testing.T) {
 				}
 				return
 			}
-			if err := im.RebuildTree(); err == nil {
+			if err := im.Rebuild(); err == nil {
 				t.Error("a tree of wrong data was taken")
 			}
 			if err := im.Forget(d.Blocks); err != nil {
@@ -121,7 +131,7 @@ func TestFsck(t *testing.T) {
 			if im.State() != Lazy || im.Has(d.Blocks[0]*BlockSize, 1) {
 				t.Fatalf("damaged blocks are still there: %s", im.State())
 			}
-			b := content(blocks)
+			b := sealedContent(blocks)
 			for _, n := range d.Blocks {
 				if err := im.Put(n*BlockSize, b[n*BlockSize:][:BlockSize]); err != nil {
 					t.Fatal(err)
@@ -135,6 +145,38 @@ func TestFsck(t *testing.T) {
 			}
 			if _, d := fsck(t, s); !d.None() {
 				t.Errorf("after it was healed: %+v", d)
+			}
+		})
+	}
+}
+
+// TestFsckMap takes bits out of the map of a sealed image that is in use.
+func TestFsckMap(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		data int64 // a block to damage
+		want []int64
+	}{{"map", -1, nil}, {"map and data", 9, []int64{7, 9}}} {
+		t.Run(c.name, func(t *testing.T) {
+			s := openStore(t)
+			sealed(t, s, 300)
+			im, _ := fsck(t, s)
+			im.present.clear(7)
+			if c.data >= 0 {
+				flip(t, filepath.Join(s.ImageDir(testKey), "image.erofs"), c.data*BlockSize)
+			}
+			d, err := im.Fsck(context.Background(), nil)
+			if err != nil || !d.Map || !slices.Equal(d.Blocks, c.want) {
+				t.Fatalf("%+v, %v; want the map and %v", d, err, c.want)
+			}
+			if c.want != nil {
+				return
+			}
+			if err := im.Rebuild(); err != nil {
+				t.Fatal(err)
+			}
+			if im, d := fsck(t, s); !d.None() || im.State() != Sealed {
+				t.Errorf("afterwards: %+v, %s", d, im.State())
 			}
 		})
 	}

@@ -28,6 +28,7 @@ const (
 	Lazy     State = "lazy"     // blocks are missing
 	Complete State = "complete" // every block is there: usable as a warm image
 	Sealed   State = "sealed"   // and on disk, its Merkle root recorded
+	Damaged  State = "damaged"  // its files can't be an image's: only Images says so
 )
 
 // Layer is a layer of an image as status shows it.
@@ -57,6 +58,7 @@ type Info struct {
 	Dropped   []string  `json:"dropped"`             // attributes that EROFS cannot hold
 	UUID      [16]byte  `json:"-"`                   // of a new image
 	Plan      []byte    `json:"-"`                   // of a new image
+	PlanHash  string    `json:"plan"`                // its SHA-256 in hex
 	Stream    int64     `json:"streamed"`            // bytes of content that came with streamed layers
 }
 
@@ -116,6 +118,7 @@ func (s *Store) create(dir string, info Info) (*Image, error) {
 	if err := os.WriteFile(filepath.Join(dir, "plan"), info.Plan, 0o600); err != nil {
 		return nil, err
 	}
+	info.PlanHash = hashHex(info.Plan)
 	if err := writeJSON(filepath.Join(dir, "info.json"), info); err != nil {
 		return nil, err
 	}
@@ -255,9 +258,12 @@ func (im *Image) recheck(ctx context.Context) error {
 	return nil
 }
 
-// Plan is the chunk table that the image was created with.
+// Plan is the chunk table that the image was created with. The error wraps ErrDamaged where it is another now.
 func (im *Image) Plan() ([]byte, error) {
 	b, err := os.ReadFile(filepath.Join(im.dir, "plan"))
+	if err == nil && hashHex(b) != im.Info.PlanHash {
+		err = fmt.Errorf("%w: the plan of image %s has other bytes on disk", ErrDamaged, im.Info.Key)
+	}
 	return b, missing(err)
 }
 
@@ -428,7 +434,7 @@ func readInfo(dir string) (Info, error) {
 	return i, err
 }
 
-// Images lists the images of the cache, the newest first.
+// Images lists the images of the cache, the newest first. Of one whose info.json is damaged only key and state are known.
 func (s *Store) Images() ([]Info, error) {
 	dirs, err := os.ReadDir(filepath.Join(s.dir, "images"))
 	if err != nil {
@@ -436,9 +442,19 @@ func (s *Store) Images() ([]Info, error) {
 	}
 	var all []Info
 	for _, d := range dirs {
-		if info, err := readInfo(filepath.Join(s.dir, "images", d.Name())); err == nil && string(info.Key) == d.Name() {
-			all = append(all, info)
+		if !isHex(d.Name()) {
+			continue
 		}
+		info, err := readInfo(filepath.Join(s.dir, "images", d.Name()))
+		if errors.Is(err, fs.ErrNotExist) {
+			if _, err := os.Lstat(s.imageDir(Key(d.Name()))); err != nil {
+				continue // removed meanwhile
+			}
+		}
+		if err != nil || string(info.Key) != d.Name() {
+			info = Info{Key: Key(d.Name()), State: Damaged}
+		}
+		all = append(all, info)
 	}
 	slices.SortFunc(all, func(a, b Info) int { return b.Created.Compare(a.Created) })
 	return all, nil

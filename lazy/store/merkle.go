@@ -50,6 +50,15 @@ func createMerkle(name string, blocks int64, uuid [16]byte) error {
 	if err != nil {
 		return err
 	}
+	_, err = f.Write(veritySuper(blocks, uuid))
+	if err == nil {
+		err = reserve(f, merkleSize(blocks))
+	}
+	return errors.Join(err, f.Close())
+}
+
+// veritySuper is the superblock of a tree over an image of so many blocks.
+func veritySuper(blocks int64, uuid [16]byte) []byte {
 	sb := make([]byte, BlockSize)
 	copy(sb, verityName)
 	binary.LittleEndian.PutUint32(sb[8:], 1)  // version
@@ -59,11 +68,7 @@ func createMerkle(name string, blocks int64, uuid [16]byte) error {
 	binary.LittleEndian.PutUint32(sb[64:], BlockSize)
 	binary.LittleEndian.PutUint32(sb[68:], BlockSize)
 	binary.LittleEndian.PutUint64(sb[72:], uint64(blocks))
-	_, err = f.Write(sb)
-	if err == nil {
-		err = reserve(f, merkleSize(blocks))
-	}
-	return errors.Join(err, f.Close())
+	return sb
 }
 
 func openMerkle(name string, size int64) (*merkle, error) {
@@ -90,6 +95,8 @@ func openMerkle(name string, size int64) (*merkle, error) {
 
 func (m *merkle) close() error { return unix.Munmap(m.mem) }
 
+func (m *merkle) super() []byte { return m.mem[:BlockSize] }
+
 func (m *merkle) leaf(block int64) []byte { return m.leaves[block*hashSize:][:hashSize] }
 
 // hash writes the leaves of the blocks that p is the content of, the last one padded with zeros.
@@ -112,12 +119,14 @@ func (m *merkle) finish() [hashSize]byte {
 	end := int64(len(m.mem))
 	lv := levels(m.blocks)
 	at := end - lv[0]*BlockSize
+	clear(m.mem[at+m.blocks*hashSize : end]) // what no hash fills is zeros, whatever it was
 	for i := 1; i < len(lv); i++ {
 		up := at - lv[i]*BlockSize
 		for b := range lv[i-1] {
 			h := sha256.Sum256(m.mem[at+b*BlockSize:][:BlockSize])
 			copy(m.mem[up+b*hashSize:], h[:])
 		}
+		clear(m.mem[up+lv[i-1]*hashSize : at])
 		at = up
 	}
 	return sha256.Sum256(m.mem[at:][:BlockSize])

@@ -102,7 +102,7 @@ func openMap(name string, size int64, write bool) (*presence, error) {
 	w := unsafe.Slice((*uint64)(unsafe.Pointer(&mem[mapHeader])), (len(mem)-mapHeader)/wordBytes)
 	if rest := blocks % wordBlocks; rest > 0 && atomic.LoadUint64(&w[len(w)-1])>>rest != 0 {
 		unix.Munmap(mem)
-		return nil, fmt.Errorf("map %s marks blocks behind the last of %d", name, blocks)
+		return nil, fmt.Errorf("%w: map %s marks blocks behind the last of %d", ErrDamaged, name, blocks)
 	}
 	return &presence{mem: mem, words: w, blocks: blocks}, nil
 }

@@ -3,7 +3,6 @@ package store
 import (
 	"bytes"
 	"crypto/sha256"
-	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -21,14 +20,13 @@ var (
 	ErrNotSealed = errors.New("image is not sealed")
 )
 
-// What Sample looks for in the first block of an image (Linux: fs/erofs/erofs_fs.h, struct erofs_super_block).
+// Where an image has its identity (Linux: fs/erofs/erofs_fs.h, struct erofs_super_block).
 const (
 	erofsSuper   = 1024 // where the superblock begins
-	erofsMagic   = 0xe0f5e1e2
-	erofsUUIDOff = 48 // in the superblock
+	erofsUUIDOff = 48   // in the superblock
 )
 
-// Sample looks for damage that costs next to nothing to find: files of another size or of another image, superblocks that
+// Sample looks for damage that costs next to nothing to find: files of another size or of another image, first blocks that
 // are not what was written, and, if the image was sealed when the View was opened and is whole, n of its blocks that are
 // not what the Merkle root stands for. These are the first block, the first one of the metadata, the last one, and others by chance,
 // other ones each time; 0 is none. It reads a block and a hash block for each level of the tree, at most five, for each.
@@ -41,15 +39,12 @@ func (v *View) Sample(n int) error {
 }
 
 func (v *View) sample(n int) error {
-	blocks := v.Info.Size / BlockSize
 	dir := filepath.Dir(v.f.Name())
 	if name := filepath.Base(dir); name != string(v.Info.Key) {
 		return fmt.Errorf("%w: its folder %.80q is another image's", ErrDamaged, name)
 	}
-	if st, err := v.f.Stat(); err != nil {
-		return err
-	} else if st.Size() != v.Info.Size || v.Info.Size%BlockSize != 0 || v.Info.MetaOff < 0 || v.Info.MetaOff >= v.Info.Size {
-		return fmt.Errorf("%w: image.erofs has %d bytes, not %d with metadata at %d", ErrDamaged, st.Size(), v.Info.Size, v.Info.MetaOff)
+	if v.Info.Size%BlockSize != 0 || v.Info.MetaOff < 0 || v.Info.MetaOff >= v.Info.Size {
+		return fmt.Errorf("%w: info.json: %d bytes with metadata at %d", ErrDamaged, v.Info.Size, v.Info.MetaOff)
 	}
 	tree, err := v.openTree()
 	if err != nil {
@@ -59,13 +54,14 @@ func (v *View) sample(n int) error {
 	if !v.present.has(0) {
 		return nil // it is being mended
 	}
-	if err := v.sampleSupers(tree, blocks); err != nil || !v.sealed() {
+	if err := v.sampleSupers(tree); err != nil || !v.sealed() {
 		return err
 	}
 	root, err := hex.DecodeString(v.Info.Root)
 	if err != nil || len(root) != hashSize {
 		return fmt.Errorf("%w: info.json: %.80q is no Merkle root", ErrDamaged, v.Info.Root)
 	}
+	blocks := v.Info.Size / BlockSize
 	for i := range n {
 		b := rand.Int64N(blocks)
 		switch i {
@@ -106,37 +102,27 @@ func (v *View) openTree() (*os.File, error) {
 	return f, nil
 }
 
-// sampleSupers compares the superblocks of image and tree with each other and with what createMerkle writes.
-func (v *View) sampleSupers(tree io.ReaderAt, blocks int64) error {
-	var image, verity [BlockSize]byte
-	if err := readBlock(v.f, image[:], "image.erofs", 0); err != nil {
+// sampleSupers compares the first blocks of image and tree, where the superblocks are, with each other.
+func (v *View) sampleSupers(tree io.ReaderAt) error {
+	blocks := v.Info.Size / BlockSize
+	var image, verity, leaves [BlockSize]byte
+	err := readBlock(v.f, image[:], "image.erofs", 0)
+	if err == nil {
+		err = readBlock(tree, verity[:], "merkle", 0)
+	}
+	if err == nil {
+		err = readBlock(tree, leaves[:], "merkle", merkleSize(blocks)/BlockSize-levels(blocks)[0])
+	}
+	if err != nil {
 		return err
 	}
-	if magic := binary.LittleEndian.Uint32(image[erofsSuper:]); magic != erofsMagic {
-		return fmt.Errorf("%w: image.erofs: block 0 has magic %#x", ErrDamaged, magic)
+	if h := sha256.Sum256(image[:]); !bytes.Equal(h[:], leaves[:hashSize]) {
+		return fmt.Errorf("%w: image.erofs: block 0 at offset 0 is not what merkle says: one of them is damaged or another image's", ErrDamaged)
 	}
-	if err := readBlock(tree, verity[:], "merkle", 0); err != nil {
-		return err
-	}
-	uuid := [16]byte(image[erofsSuper+erofsUUIDOff:])
-	if !bytes.Equal(verity[:], veritySuper(blocks, uuid)) {
+	if !bytes.Equal(verity[:], veritySuper(blocks, [16]byte(image[erofsSuper+erofsUUIDOff:]))) {
 		return fmt.Errorf("%w: merkle: block 0 is not the superblock of a tree over image.erofs", ErrDamaged)
 	}
 	return nil
-}
-
-// veritySuper is the superblock of a tree over an image of so many blocks.
-func veritySuper(blocks int64, uuid [16]byte) []byte {
-	sb := make([]byte, BlockSize)
-	copy(sb, verityName)
-	binary.LittleEndian.PutUint32(sb[8:], 1)  // version
-	binary.LittleEndian.PutUint32(sb[12:], 1) // hash type: the salt comes first
-	copy(sb[16:32], uuid[:])
-	copy(sb[32:64], "sha256")
-	binary.LittleEndian.PutUint32(sb[64:], BlockSize)
-	binary.LittleEndian.PutUint32(sb[68:], BlockSize)
-	binary.LittleEndian.PutUint64(sb[72:], uint64(blocks))
-	return sb
 }
 
 // prove compares a block with the Merkle root, from the root downwards.
@@ -169,6 +155,7 @@ func (v *View) prove(tree io.ReaderAt, root []byte, block int64) error {
 	return nil
 }
 
+// readBlock reads a block of a file into p.
 func readBlock(r io.ReaderAt, p []byte, name string, block int64) error {
 	n, err := r.ReadAt(p[:BlockSize], block*BlockSize)
 	switch {

@@ -209,15 +209,16 @@ func writeJSON(name string, v any) error {
 }
 
 // hexName is a name in the folder for any string.
-func hexName(s string) string {
-	h := sha256.Sum256([]byte(s))
+func hexName(s string) string { return hashHex([]byte(s)) }
+
+func hashHex(b []byte) string {
+	h := sha256.Sum256(b)
 	return hex.EncodeToString(h[:])
 }
 
 // PutBlob keeps a manifest or a config; hexDigest is its SHA-256 in hex.
 func (s *Store) PutBlob(b []byte) (hexDigest string, err error) {
-	h := sha256.Sum256(b)
-	hexDigest = hex.EncodeToString(h[:])
+	hexDigest = hashHex(b)
 	return hexDigest, writeFile(filepath.Join(s.dir, "blobs", hexDigest), b)
 }
 
@@ -233,7 +234,7 @@ func (s *Store) Blob(hexDigest string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	if h := sha256.Sum256(b); hex.EncodeToString(h[:]) != hexDigest {
+	if hashHex(b) != hexDigest {
 		return nil, fmt.Errorf("%w: blob %s has other bytes on disk", ErrNotCached, hexDigest)
 	}
 	return b, nil

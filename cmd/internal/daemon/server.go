@@ -366,34 +366,28 @@ func (s *server) fsck(w http.ResponseWriter, r *http.Request) {
 		fail(w, err)
 		return
 	}
-	im, err := s.cache.Image(r.Context(), store.Key(r.PathValue("key")))
-	if err != nil {
-		fail(w, err)
-		return
+	repo := func(info store.Info) (lazy.Repo, error) {
+		name, err := ref.Parse(info.Ref)
+		if err != nil {
+			return nil, err
+		}
+		return OpenRepo(r.Context(), name, req.Auth, false, s.transport)
 	}
-	name, err := ref.Parse(im.Info().Ref)
-	if err != nil {
-		fail(w, err)
-		return
-	}
-	repo, err := OpenRepo(r.Context(), name, req.Auth, false, s.transport)
-	if err != nil {
-		fail(w, err)
-		return
-	}
+	key := store.Key(r.PathValue("key"))
 	out := newLines(w)
 	var last time.Time
-	key := im.Info().Key
 	rep, err := s.cache.Fsck(r.Context(), key, repo, req.Heal, func(e lazy.Event) {
 		if time.Since(last) > 100*time.Millisecond {
 			last = time.Now()
 			out.send(Message{Event: &e})
 		}
 	})
-	if rep.Bad > 0 {
-		s.log.Warn("image is damaged", "image", key, "blocks", rep.Bad, "first", rep.Offsets, "healed", rep.Healed, "err", err)
+	if !rep.None() {
+		s.log.Warn("image is damaged", "image", key, "blocks", rep.Bad, "first", rep.Offsets, "tree", rep.Tree, "map", rep.Map,
+			"files", rep.Files, "healed", rep.Healed, "err", err)
 	}
-	if err == nil && rep.Healed {
+	if err == nil && rep.Healed && rep.Files == "" {
+		var im *lazy.Image
 		if im, err = s.cache.Image(r.Context(), key); err == nil {
 			s.fill(im)
 		}
@@ -430,6 +424,10 @@ func (s *server) remove(w http.ResponseWriter, r *http.Request) {
 }
 
 func (s *server) imageStatus(info store.Info, refs []store.Ref) ImageStatus {
+	im := s.cache.Loaded(info.Key)
+	if im != nil {
+		info = im.Info()
+	}
 	st := ImageStatus{
 		Key: info.Key, Manifest: info.Manifest, State: info.State, Size: info.Size, Inodes: info.Inodes, Root: info.Root,
 		Created: info.Created, Layers: make([]LayerStatus, len(info.Layers)), Refs: []string{}, Users: []string{},
@@ -440,7 +438,7 @@ func (s *server) imageStatus(info store.Info, refs []store.Ref) ImageStatus {
 	if st.State == store.Sealed {
 		st.Present = st.Size
 	}
-	if im := s.cache.Loaded(info.Key); im != nil {
+	if im != nil {
 		st.State, st.Present, st.Fetched, st.Filling = im.State(), im.Present(), im.Fetched(), im.Filling()
 		for i, p := range im.Layers() {
 			st.Layers[i].Visible, st.Layers[i].Present = p.Visible, p.Present
@@ -485,12 +483,17 @@ func (s *server) status(w http.ResponseWriter, r *http.Request) {
 	s.mu.Unlock()
 	for _, i := range infos {
 		// an image that isn't loaded is opened for its count of what is present
-		if i.State != store.Sealed {
-			if _, err := s.cache.Image(r.Context(), i.Key); err != nil {
+		var err error
+		if i.State == store.Lazy {
+			if _, err = s.cache.Image(r.Context(), i.Key); err != nil {
 				s.log.Warn("status", "image", i.Key, "err", err)
 			}
 		}
-		st.Images = append(st.Images, s.imageStatus(i, refs))
+		im := s.imageStatus(i, refs)
+		if errors.Is(err, store.ErrDamaged) {
+			im.State, im.Error = store.Damaged, err.Error()
+		}
+		st.Images = append(st.Images, im)
 	}
 	w.Header().Set("Content-Type", "application/json")
 	json.NewEncoder(w).Encode(st)
