@@ -37,7 +37,11 @@ func (c *Cache) Fsck(ctx context.Context, k store.Key, repo func(store.Info) (Re
 	rep := FsckReport{Offsets: []int64{}}
 	im, err := c.Image(ctx, k)
 	if err == nil {
-		err = im.file.Files()
+		err = im.file.CheckInfo()
+	}
+	var p *plan
+	if err == nil {
+		p, err = im.readPlan()
 	}
 	if errors.Is(err, store.ErrDamaged) {
 		rep.Files = err.Error()
@@ -73,7 +77,7 @@ func (c *Cache) Fsck(ctx context.Context, k store.Key, repo func(store.Info) (Re
 	default:
 		var from Repo
 		if from, err = repo(im.file.Info); err == nil {
-			err = c.heal(ctx, im, d.Blocks, from, tell)
+			err = c.heal(ctx, im, p, d.Blocks, from, tell)
 		}
 	}
 	rep.Healed = err == nil
@@ -81,16 +85,8 @@ func (c *Cache) Fsck(ctx context.Context, k store.Key, repo func(store.Info) (Re
 }
 
 // heal makes anew what can't be fetched by itself, forgets the other damaged blocks, and opens the image anew.
-func (c *Cache) heal(ctx context.Context, im *Image, bad []int64, repo Repo, tell func(Event)) error {
+func (c *Cache) heal(ctx context.Context, im *Image, p *plan, bad []int64, repo Repo, tell func(Event)) error {
 	info := im.file.Info
-	b, err := im.file.Plan()
-	if err != nil {
-		return err
-	}
-	p, err := readPlan(b, info.Size, len(info.Layers))
-	if err != nil {
-		return fmt.Errorf("healing image %s: %w", info.Key, err)
-	}
 	var fetch, remake []int64
 	streamed := make(map[int]bool) // extents
 	for _, n := range bad {

@@ -135,11 +135,8 @@ func (c *Cache) newImage(f *store.Image) (*Image, error) {
 	if f.State() == store.Sealed {
 		return im, nil
 	}
-	b, err := f.Plan()
-	if err != nil {
-		return nil, err
-	}
-	if im.plan, err = readPlan(b, f.Info.Size, len(f.Info.Layers)); err != nil {
+	var err error
+	if im.plan, err = im.readPlan(); err != nil {
 		return nil, fmt.Errorf("opening image %s: %w", f.Info.Key, err)
 	}
 	// what came with a streamed layer can't be fetched by itself, nor can metadata
@@ -160,6 +157,14 @@ func (c *Cache) newImage(f *store.Image) (*Image, error) {
 	im.parts = make(map[int64]map[int]int64)
 	im.done = make([]bool, im.plan.chunks)
 	return im, c.findClones(im)
+}
+
+func (im *Image) readPlan() (*plan, error) {
+	b, err := im.file.Plan()
+	if err != nil {
+		return nil, err
+	}
+	return readPlan(b, im.file.Info.Size, len(im.file.Info.Layers))
 }
 
 // Remove takes an image out of the cache. The caller knows that nobody uses it.

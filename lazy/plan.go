@@ -81,11 +81,11 @@ func (w *planWriter) bytes() []byte {
 func readPlan(b []byte, size int64, n int) (*plan, error) {
 	le := binary.LittleEndian
 	if len(b) < planHeader+sha256.Size || string(b[:8]) != planMagic {
-		return nil, errPlan
+		return nil, fmt.Errorf("%w: the plan has other bytes on disk", errPlan)
 	}
 	body := b[:len(b)-sha256.Size]
 	if sha256.Sum256(body) != [32]byte(b[len(body):]) {
-		return nil, errPlan
+		return nil, fmt.Errorf("%w: the plan has other bytes on disk", errPlan)
 	}
 	ne, nc := le.Uint64(b[8:]), le.Uint64(b[16:])
 	if ne > math.MaxInt32 || nc > math.MaxInt32 || uint64(len(body)) != planHeader+ne*extentSize+nc*chunkSize {

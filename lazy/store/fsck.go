@@ -19,14 +19,11 @@ type Damage struct {
 // None tells whether nothing is damaged.
 func (d Damage) None() bool { return len(d.Blocks) == 0 && !d.Tree && !d.Map }
 
-// Files checks the small files beside the image. The error wraps ErrDamaged.
-func (im *Image) Files() error {
+// CheckInfo reads info.json again. The error wraps ErrDamaged.
+func (im *Image) CheckInfo() error {
 	info, err := readInfo(im.dir)
 	if err == nil && info.Key != im.Info.Key {
 		err = fmt.Errorf("%w: info.json is of image %.80q", ErrDamaged, info.Key)
-	}
-	if err == nil {
-		_, err = im.Plan()
 	}
 	return missing(err)
 }
