@@ -123,12 +123,12 @@ func (r *recipe) merge(layers []*layer.Index) (t *tree.Tree, ambiguous []string,
 	}
 	if len(parts) > 1 || parts[0].Prefix != "" {
 		if t, err = tree.Pack(parts); err != nil {
-			return nil, nil, fmt.Errorf("packing images: %w", err)
+			return nil, nil, err
 		}
 	}
 	if r.shift != 0 {
 		if t, err = tree.Shift(t, r.shift); err != nil {
-			return nil, nil, fmt.Errorf("shifting owners: %w", err)
+			return nil, nil, err
 		}
 	}
 	return t, ambiguous, nil

@@ -11,10 +11,12 @@ const maxAmbiguous = 100
 // These are ambiguous, because in brackets:
 //
 //   - a name, a hard link's target or a symlink among the parents that climbs above the root (clamped or refused)
-//   - a name that the layer gave before, but for a directory listed again (the first wins, the last wins, refused)
+//   - a name that the layer gave before, or something below it, but for a directory listed again (the first wins, the last wins,
+//     refused)
 //   - a parent that is a symlink of a lower layer, or a symlink to a directory that this layer doesn't have (followed; or, where
 //     each layer is unpacked to a folder of its own that overlayfs stacks, replaced by a directory or refused)
 //   - a parent that was something else and becomes a directory (replaced or refused)
+//   - a directory that is only implied, in one with setgid (root's; or of that one's group, or with setgid, too)
 //   - a whiteout behind an entry of its name or below it, of the same layer (the entry stays or goes)
 //   - a whiteout, and a directory of its name that the same layer gives in place of a lower directory, or that it only implies (with
 //     overlayfs the lower one shines through, or refused)
@@ -24,6 +26,7 @@ const maxAmbiguous = 100
 //   - a hard link with another mode, owner or time than its target, or with an attribute that the target doesn't have
 //     (applied or not)
 //   - an attribute given twice with different values, and overlayfs's own attributes (dropped, or they change the tree)
+//   - an owner of 2^32-1 (none, as to chown(2); or that number)
 //   - a character device 0:0 (a device, or overlayfs's form of a whiteout)
 //
 // These are not, as every unpacker or nearly every image would be at fault: names with "./", "/" or ".." in them

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"iter"
-	"slices"
 	"strings"
 )
 
@@ -27,25 +26,6 @@ func (e *EntryError) Error() string { return at(e.Layer, e.Entry, e.Name) + e.Er
 
 func (e *EntryError) Unwrap() error { return e.Err }
 
-// node is an inode while the tree is built.
-type node struct {
-	attr     Attr
-	xattrs   []Xattr
-	children map[string]dirent // of a directory; nil while it is empty
-	parent   *node             // of a directory
-	// The layer that last put something below this directory, and the last one whose markers hid what lower layers gave
-	// here; both one more than the layer's number, so that 0 is none.
-	touched, hidden int32
-	number          Ino  // once built
-	implied         bool // a directory that no entry described, or none that still counts
-}
-
-// dirent is a name in a directory. layer is the one that last gave it: a whiteout spares what its own layer gave.
-type dirent struct {
-	node  *node
-	layer int32
-}
-
 // Builder applies layers. It is not for concurrent use.
 type Builder struct {
 	opt   Options
@@ -64,6 +44,8 @@ type Builder struct {
 	marked      map[mark]bool // whiteouts of the layer being applied
 	ambiguous   []Ambiguity
 	ambiguities int
+
+	parts []string // components of the name being looked up
 }
 
 // NewBuilder makes a Builder of an empty tree: a root of mode 0755 that belongs to root, time 0.
@@ -78,7 +60,7 @@ func NewBuilder(o Options) *Builder {
 	return b
 }
 
-// AddLayer applies a layer on top of those before it. After an error the Builder is of no use any more; an error of an
+// AddLayer applies a layer on top of those before it. The values of attributes are kept, not copied. After an error the Builder is of no use any more; an error of an
 // entry is an *EntryError.
 func (b *Builder) AddLayer(entries iter.Seq2[Entry, error]) error {
 	if b.err != nil {
@@ -106,8 +88,8 @@ func (b *Builder) AddLayer(entries iter.Seq2[Entry, error]) error {
 }
 
 func (b *Builder) add(e *Entry) error {
-	parts, climbs, err := split(e.Name)
-	if err != nil {
+	parts, climbs := b.split(e.Name)
+	if err := checkName(e.Name, parts); err != nil {
 		return err
 	}
 	if climbs {
@@ -115,10 +97,9 @@ func (b *Builder) add(e *Entry) error {
 	}
 	if len(parts) == 0 {
 		if e.Type != Dir {
-			return errors.New("the root is not a directory")
+			return errors.New("an entry of the root that is no directory")
 		}
-		b.setAttr(b.root, e)
-		return nil
+		return b.setAttr(b.root, e)
 	}
 	last, parts := parts[len(parts)-1], parts[:len(parts)-1]
 	for _, p := range parts {
@@ -138,15 +119,19 @@ func (b *Builder) add(e *Entry) error {
 		return b.link(dir, last, e)
 	}
 	if old, ok := dir.children[last]; ok && e.Type == Dir && old.node.attr.Type == Dir {
-		b.setAttr(old.node, e)
 		b.give(dir, last, old.node)
-		return nil
+		return b.setAttr(old.node, e)
+	}
+	if err := dir.fits(last); err != nil {
+		return err
 	}
 	n, err := b.newNode(e)
 	if err != nil {
 		return err
 	}
-	n.parent = dir
+	if n.attr.Type == Dir {
+		n.below(dir, last)
+	}
 	b.give(dir, last, n)
 	return nil
 }
@@ -160,75 +145,14 @@ func (b *Builder) count() error {
 	return nil
 }
 
-func (b *Builder) newNode(e *Entry) (*node, error) {
-	if err := b.count(); err != nil {
-		return nil, err
-	}
-	n := &node{attr: Attr{Type: e.Type, Content: noContent}}
-	switch e.Type {
-	case Dir, Fifo:
-	case Regular:
-		if e.Size < 0 {
-			return nil, fmt.Errorf("size %d", e.Size)
-		}
-		if n.attr.Size = e.Size; e.Size > 0 {
-			n.attr.Content = Content{b.layer, e.Content}
-		}
-	case Symlink:
-		if e.Linkname == "" || len(e.Linkname) >= maxPath || strings.IndexByte(e.Linkname, 0) >= 0 {
-			return nil, fmt.Errorf("symlink target of %d bytes is empty, longer than %d or has a zero byte", len(e.Linkname), maxPath-1)
-		}
-		n.attr.Target = strings.Clone(e.Linkname)
-		n.attr.Size = int64(len(e.Linkname))
-	case Char, Block:
-		n.attr.Major, n.attr.Minor = e.Major, e.Minor
-		if e.Type == Char && e.Major == 0 && e.Minor == 0 {
-			b.note("a character device 0:0, which is a whiteout to overlayfs")
-		}
-	default:
-		return nil, fmt.Errorf("unknown type %d", e.Type)
-	}
-	b.setAttr(n, e)
-	return n, nil
-}
-
-// setAttr gives an inode what an entry says of mode, owner, time and attributes.
-func (b *Builder) setAttr(n *node, e *Entry) {
-	n.setOwner(e)
-	n.implied = false
-	n.xattrs = nil
-	if len(e.Xattrs) > 0 {
-		n.xattrs = b.xattrs(e.Xattrs)
-	}
-}
-
-func (n *node) setOwner(e *Entry) {
-	n.attr.Mode, n.attr.UID, n.attr.GID, n.attr.Mtime = e.Mode&0o7777, e.UID, e.GID, e.Mtime
-}
-
-// xattrs are the attributes that are part of the tree, sorted; the first of a name counts.
-func (b *Builder) xattrs(all []Xattr) []Xattr {
-	var kept []Xattr
-	for _, x := range all {
-		if strings.HasPrefix(x.Name, "trusted.overlay.") {
-			b.note("the attribute %.200q is overlayfs's own and left out", x.Name)
-			continue
-		}
-		kept = append(kept, x)
-	}
-	slices.SortStableFunc(kept, func(a, b Xattr) int { return strings.Compare(a.Name, b.Name) })
-	return slices.CompactFunc(kept, func(x, y Xattr) bool {
-		if x.Name == y.Name && string(x.Value) != string(y.Value) {
-			b.note("the attribute %.200q has two values", x.Name)
-		}
-		return x.Name == y.Name
-	})
-}
-
 // give gives a name an inode because an entry says so.
 func (b *Builder) give(dir *node, name string, n *node) {
-	if old, ok := dir.children[name]; ok && old.layer == b.layer && (n.attr.Type != Dir || old.node.attr.Type != Dir) {
-		b.note("the layer gave this name before")
+	if old, ok := dir.children[name]; ok && b.gave(old) && (n.attr.Type != Dir || old.node.attr.Type != Dir) {
+		if old.layer == b.layer {
+			b.note("the layer gave this name before")
+		} else {
+			b.note("the layer gave something below this name before")
+		}
 	}
 	b.put(dir, name, n)
 }
@@ -252,16 +176,14 @@ func (b *Builder) put(dir *node, name string, n *node) {
 	b.touch(dir)
 }
 
+// gave tells whether the layer being applied gave a name, or something below it.
+func (b *Builder) gave(d dirent) bool {
+	return d.layer == b.layer || d.node.attr.Type == Dir && d.node.touched == b.layer+1
+}
+
 // touch notes that this layer has something in dir.
 func (b *Builder) touch(dir *node) {
 	for d := dir; d.touched != b.layer+1; d = d.parent {
 		d.touched = b.layer + 1
 	}
-}
-
-// forget makes a directory as if implied.
-func (n *node) forget() {
-	n.attr = implied
-	n.xattrs = nil
-	n.implied = true
 }

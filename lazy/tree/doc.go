@@ -5,6 +5,10 @@
 // at that moment. Whiteouts and opaque markers (OCI image-spec, layer.md) act on what lower layers gave and on
 // nothing that their own layer adds. The result is a Tree, which never changes and may be read concurrently.
 //
-// Refused, with the entry's name: markers and hard links that mean nothing, names that no file system takes, more inodes
-// than allowed. Names that climb above the root are clamped to it, unless Options.Strict is set.
+// Names that climb above the root are clamped to it. What unpackers decide in different ways is decided, and told as an
+// Ambiguity: a caller that wants no such layer refuses a Tree that has any.
+//
+// Refused, with the layer and the entry (EntryError): markers and hard links that mean nothing, names, symlinks, devices and attributes
+// that Linux would not take, more inodes than allowed, and symlinks that take long to follow. Memory is bounded by
+// Options.MaxInodes and by what the entries have of names and attributes; nothing recurses, and no path is longer than 4,096 bytes.
 package tree

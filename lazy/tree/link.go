@@ -9,20 +9,17 @@ import (
 
 // link applies a hard link.
 func (b *Builder) link(dir *node, name string, e *Entry) error {
-	parts, climbs, err := split(e.Linkname)
-	if err != nil {
-		return fmt.Errorf("hard link to %.200q: %w", e.Linkname, err)
-	}
+	parts, climbs := b.split(e.Linkname)
 	if climbs {
 		b.note("the hard link's target %.200q climbs above the root", e.Linkname)
 	}
 	if len(parts) == 0 {
-		return fmt.Errorf("hard link to %.200q, which is the root", e.Linkname)
+		return fmt.Errorf("a hard link to %.200q, which is the root", e.Linkname)
 	}
 	last := parts[len(parts)-1]
 	from, err := b.walk(parts[:len(parts)-1], false)
 	if err != nil {
-		return fmt.Errorf("hard link to %.200q: %w", e.Linkname, err)
+		return fmt.Errorf("a hard link to %.200q: %w", e.Linkname, err)
 	}
 	var d dirent
 	if from != nil {
@@ -30,15 +27,18 @@ func (b *Builder) link(dir *node, name string, e *Entry) error {
 	}
 	switch {
 	case d.node == nil:
-		return fmt.Errorf("hard link to %.200q, which does not exist", e.Linkname)
+		return fmt.Errorf("a hard link to %.200q, which does not exist", e.Linkname)
 	case d.node.attr.Type == Dir:
-		return fmt.Errorf("hard link to %.200q, which is a directory", e.Linkname)
+		return fmt.Errorf("a hard link to %.200q, which is a directory", e.Linkname)
+	}
+	if err := dir.fits(name); err != nil {
+		return err
 	}
 	if d.layer != b.layer {
 		b.note("a hard link to %.200q, which this layer doesn't give", e.Linkname)
 	}
 	before := d.node.attr
-	d.node.setOwner(e)
+	b.setOwner(d.node, e)
 	if before != d.node.attr || d.node.lacks(e.Xattrs) {
 		b.note("a hard link whose mode, owner, time or attributes aren't those of its target %.200q", e.Linkname)
 	}

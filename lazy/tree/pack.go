@@ -18,10 +18,10 @@ type Part struct {
 // root's, time 0. Contents keep their numbers but count layers over all parts, in their order; so do ambiguities. Hard links stay
 // within their part.
 //
-// It is an error if a prefix is not clean, has a component longer than 255 bytes or one that begins as a whiteout does,
-// or if two are equal or one is inside the other.
+// It is an error if a prefix is not clean, has a component longer than 255 bytes or one that begins as a whiteout does, has
+// more than 4,096 bytes, or if two are equal or one is inside the other.
 func Pack(parts []Part) (*Tree, error) {
-	p := &packer{parts: parts, root: above{part: -1}, tree: &Tree{}}
+	p := &packer{parts: parts, root: prefixDir{part: -1}, tree: &Tree{}}
 	for i, part := range parts {
 		if err := p.add(part, i); err != nil {
 			return nil, fmt.Errorf("packing a tree below %.200q: %w", part.Prefix, err)
@@ -31,23 +31,23 @@ func Pack(parts []Part) (*Tree, error) {
 	return p.tree, nil
 }
 
-// above is a directory above the prefixes, or the place of a part's root.
-type above struct {
-	children map[string]*above
+// prefixDir is a directory above the parts, or the place of a part's root.
+type prefixDir struct {
+	children map[string]*prefixDir
 	part     int // -1 where no part's root goes
 }
 
-// place is a directory of the packed tree, as it is numbered: one above the prefixes, or one of a part.
+// place is a directory of the packed tree, as it is numbered: one above the parts, or one of a part.
 type place struct {
-	above *above // nil in a part
-	part  int
-	from  Ino // in the part
-	to    Ino // in the packed tree
+	prefix *prefixDir // nil in a part
+	part   int
+	from   Ino // in the part
+	to     Ino // in the packed tree
 }
 
 type packer struct {
 	parts  []Part
-	root   above
+	root   prefixDir
 	tree   *Tree
 	layers []int32 // of the parts before each part
 	names  int
@@ -56,12 +56,15 @@ type packer struct {
 }
 
 func (p *packer) add(part Part, n int) error {
-	parts, climbs, err := split(part.Prefix)
-	if err != nil {
+	parts, climbs := split(nil, part.Prefix)
+	if err := checkName(part.Prefix, parts); err != nil {
 		return err
 	}
 	if climbs || len(parts) == 0 || strings.Join(parts, "/") != part.Prefix {
 		return errors.New("the prefix is not a clean relative path")
+	}
+	if len(part.Prefix) > maxPath {
+		return fmt.Errorf("a prefix of %d bytes, more than %d", len(part.Prefix), maxPath)
 	}
 	at := &p.root
 	for _, c := range parts {
@@ -74,9 +77,9 @@ func (p *packer) add(part Part, n int) error {
 		next := at.children[c]
 		if next == nil {
 			if at.children == nil {
-				at.children = make(map[string]*above)
+				at.children = make(map[string]*prefixDir)
 			}
-			next = &above{part: -1}
+			next = &prefixDir{part: -1}
 			at.children[c] = next
 			p.names++
 			p.inodes++
@@ -113,34 +116,34 @@ func (p *packer) number() {
 	t.inodes = make([]inode, 1, p.inodes+1)
 	t.names = make([]Dirent, 0, p.names)
 	t.inodes[0].attr = implied
-	queue := []place{{above: &p.root}}
+	queue := []place{{prefix: &p.root}}
 	for len(queue) > 0 {
 		dir := queue[0]
 		queue = queue[1:]
-		if dir.above != nil && dir.above.part >= 0 {
-			dir = place{part: dir.above.part, to: dir.to}
+		if dir.prefix != nil && dir.prefix.part >= 0 {
+			dir = place{part: dir.prefix.part, to: dir.to}
 		}
 		first := len(t.names)
-		if dir.above != nil {
-			queue = p.above(queue, dir)
+		if dir.prefix != nil {
+			queue = p.numberPrefix(queue, dir)
 		} else {
-			queue = p.inside(queue, dir)
+			queue = p.numberPart(queue, dir)
 		}
 		in := &t.inodes[dir.to]
 		in.first, in.count = uint32(first), uint32(len(t.names)-first)
 	}
 }
 
-// above numbers what is in a directory above the prefixes.
-func (p *packer) above(queue []place, dir place) []place {
+// numberPrefix numbers what is in a directory above the parts.
+func (p *packer) numberPrefix(queue []place, dir place) []place {
 	t := p.tree
-	names := make([]string, 0, len(dir.above.children))
-	for name := range dir.above.children {
+	names := make([]string, 0, len(dir.prefix.children))
+	for name := range dir.prefix.children {
 		names = append(names, name)
 	}
 	slices.Sort(names)
 	for _, name := range names {
-		child := dir.above.children[name]
+		child := dir.prefix.children[name]
 		to := Ino(len(t.inodes))
 		in := inode{attr: implied}
 		if child.part >= 0 {
@@ -148,14 +151,14 @@ func (p *packer) above(queue []place, dir place) []place {
 		}
 		t.inodes = append(t.inodes, in)
 		t.names = append(t.names, Dirent{strings.Clone(name), to, Dir})
-		queue = append(queue, place{above: child, to: to})
+		queue = append(queue, place{prefix: child, to: to})
 	}
 	t.inodes[dir.to].attr.Nlink = 2 + uint32(len(names))
 	return queue
 }
 
-// inside numbers what is in a directory of a part.
-func (p *packer) inside(queue []place, dir place) []place {
+// numberPart numbers what is in a directory of a part.
+func (p *packer) numberPart(queue []place, dir place) []place {
 	t, part, moved := p.tree, p.parts[dir.part].Tree, p.moved[dir.part]
 	for d := range part.Children(dir.from) {
 		if moved[d.Ino] == 0 {

@@ -4,13 +4,12 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"math"
 	"slices"
 	"strings"
 )
 
-// maxID is the largest user or group id: the one above means none.
-const maxID = math.MaxUint32 - 1
+// maxID is the largest user or group id.
+const maxID = noID - 1
 
 // Shift makes a tree whose user and group ids are those of t and n: one for a user namespace that maps its 0 to n. It shifts the ids
 // in POSIX access control lists too, and gives file capabilities the namespace that they count in: those that name none
@@ -34,11 +33,11 @@ func Shift(t *Tree, n uint32) (*Tree, error) {
 }
 
 func (in *inode) shift(n uint32) (err error) {
-	if in.attr.UID, err = shiftID(in.attr.UID, n); err != nil {
-		return fmt.Errorf("user: %w", err)
+	if in.attr.UID, err = shiftID("user id", in.attr.UID, n); err != nil {
+		return err
 	}
-	if in.attr.GID, err = shiftID(in.attr.GID, n); err != nil {
-		return fmt.Errorf("group: %w", err)
+	if in.attr.GID, err = shiftID("group id", in.attr.GID, n); err != nil {
+		return err
 	}
 	own := false // whether in.xattrs is no other tree's
 	for i, x := range in.xattrs {
@@ -62,9 +61,9 @@ func (in *inode) shift(n uint32) (err error) {
 	return nil
 }
 
-func shiftID(id, n uint32) (uint32, error) {
+func shiftID(what string, id, n uint32) (uint32, error) {
 	if uint64(id)+uint64(n) > maxID {
-		return 0, fmt.Errorf("id %d is beyond %d then", id, uint32(maxID))
+		return 0, fmt.Errorf("the %s %d would be beyond %d", what, id, uint32(maxID))
 	}
 	return id + n, nil
 }
@@ -96,7 +95,7 @@ func shiftACL(value []byte, n uint32) ([]byte, error) {
 		switch tag := le.Uint16(e); tag {
 		case aclUserObj, aclGroupObj, aclMask, aclOther: // their id means nothing
 		case aclUser, aclGroup:
-			id, err := shiftID(le.Uint32(e[4:]), n)
+			id, err := shiftID("id", le.Uint32(e[4:]), n)
 			if err != nil {
 				return nil, err
 			}
@@ -147,9 +146,9 @@ func shiftCapability(value []byte, n uint32) ([]byte, error) {
 	if version == 3 {
 		root = le.Uint32(value[capSize2:])
 	}
-	root, err := shiftID(root, n)
+	root, err := shiftID("root id", root, n)
 	if err != nil {
-		return nil, fmt.Errorf("root %w", err)
+		return nil, err
 	}
 	le.PutUint32(shifted, 3<<24|magic&capFlags)
 	le.PutUint32(shifted[capSize2:], root)

@@ -61,7 +61,11 @@ func (b *Builder) Build() (*Tree, error) {
 		return nil, b.err
 	}
 	b.err = errors.New("the tree was built already")
-	t := &Tree{inodes: make([]inode, 0, b.nodes), layers: int(b.layer) + 1, ambiguous: b.ambiguous, ambiguities: b.ambiguities}
+	names := b.names()
+	t := &Tree{
+		inodes: make([]inode, 0, min(b.nodes, names+1)), names: make([]Dirent, 0, names), layers: int(b.layer) + 1,
+		ambiguous: b.ambiguous, ambiguities: b.ambiguities,
+	}
 	number := func(n *node) {
 		n.number = Ino(len(t.inodes))
 		t.inodes = append(t.inodes, inode{attr: n.attr, xattrs: n.xattrs})
@@ -99,6 +103,21 @@ func (b *Builder) Build() (*Tree, error) {
 	}
 	b.root, b.marked = nil, nil
 	return t, nil
+}
+
+// names counts the names in all directories.
+func (b *Builder) names() (n int) {
+	for todo := []*node{b.root}; len(todo) > 0; {
+		dir := todo[len(todo)-1]
+		todo = todo[:len(todo)-1]
+		n += len(dir.children)
+		for _, d := range dir.children {
+			if d.node.attr.Type == Dir {
+				todo = append(todo, d.node)
+			}
+		}
+	}
+	return n
 }
 
 // Len is the number of inodes.

@@ -15,7 +15,7 @@
 //	file etc/.wh.motd 644
 //	link etc/also etc/motd
 //	-- want --       the listing of the tree, or
-//	-- error --      words that the error has
+//	-- error --      what is wrong with the last entry of the last layer, as the Err of a tree.EntryError
 //	-- ambiguous --  tree.Tree.Ambiguous, a line each; without the section there must be none
 //
 // A layer's line is an entry:

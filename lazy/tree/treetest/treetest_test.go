@@ -4,14 +4,13 @@ import (
 	"archive/tar"
 	"bytes"
 	"io"
-	"regexp"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 )
 
-// TestIndex checks that README.md names every case under a rule, and no other.
+// TestIndex checks that README.md has every case once, with the sentence of the case itself and what comes of it, and no other.
 func TestIndex(t *testing.T) {
 	text, err := testdata.ReadFile("testdata/README.md")
 	if err != nil {
@@ -21,42 +20,58 @@ func TestIndex(t *testing.T) {
 	if !ok {
 		t.Fatal("no section of cases that others get wrong")
 	}
-	word := regexp.MustCompile(`[0-9a-z]+(-[0-9a-z]+)*`)
-	listed := make(map[string]int)
-	for _, item := range strings.Split(rules, "\n- ")[1:] {
-		item, _, _ = strings.Cut(item, "\n\n")
-		item, _, _ = strings.Cut(item, ":")
-		for _, name := range word.FindAllString(item, -1) {
-			listed[name]++
-		}
-	}
-	known := make(map[string]bool)
+	want, got := make(map[string]string), make(map[string]string)
 	for _, c := range Cases(t) {
-		known[c.Name] = true
-		if listed[c.Name] != 1 {
-			t.Errorf("case %s is listed %d times", c.Name, listed[c.Name])
+		if c.Comment == "" || (c.Want == "") == (c.Err == "") {
+			t.Errorf("case %s has no sentence that says what it shows, or wants no tree and no error, or both", c.Name)
 		}
-		if c.Comment == "" || strings.Contains(strings.TrimSpace(c.Comment), "\n\n") {
-			t.Errorf("case %s has no sentence that says what it shows", c.Name)
+		row := "| " + c.Name + " | " + strings.Join(strings.Fields(c.Comment), " ") + " | "
+		switch {
+		case c.Err != "":
+			row += "refused "
+		case len(c.Ambiguous) > 0:
+			row += "ambiguous "
 		}
-		if (c.Want == "") == (c.Err == "") {
-			t.Errorf("case %s wants no tree and no error, or both", c.Name)
-		}
+		want[c.Name] = row + "|"
 	}
-	for name := range listed {
-		if strings.Contains(name, "-") && !known[name] {
-			t.Errorf("%s is listed and is no case", name)
+	for _, row := range rows(rules) {
+		name := cell(row, 1)
+		if got[name] != "" {
+			t.Errorf("case %s is listed twice", name)
 		}
+		got[name] = row
 	}
-	for _, row := range strings.Split(strings.TrimSpace(wrong), "\n")[2:] {
-		cells := strings.Split(row, "|")
-		for _, name := range strings.Split(strings.TrimSpace(cells[2]), ", ") {
-			if !known[name] {
+	if d := cmp.Diff(want, got); d != "" {
+		t.Errorf("-cases +README.md:\n%s", d)
+	}
+	for _, row := range rows(wrong) {
+		for name := range strings.SplitSeq(cell(row, 2), ", ") {
+			if want[name] == "" {
 				t.Errorf("%q is no case: %s", name, row)
 			}
 		}
 	}
 }
+
+// rows are the rows of the tables of a text, without their heads.
+func rows(text string) (all []string) {
+	head := true
+	for line := range strings.Lines(text) {
+		line = strings.TrimSuffix(line, "\n")
+		switch {
+		case !strings.HasPrefix(line, "|"):
+			head = true
+		case strings.HasPrefix(line, "| ---"):
+			head = false
+		case !head:
+			all = append(all, line)
+		}
+	}
+	return all
+}
+
+// cell is a cell of a row, from 1.
+func cell(row string, n int) string { return strings.TrimSpace(strings.Split(row, "|")[n]) }
 
 // TestTar reads the tars of all cases with archive/tar.
 func TestTar(t *testing.T) {
