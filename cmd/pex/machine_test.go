@@ -53,11 +53,7 @@ func newLab(t *testing.T) *lab {
 		}
 	}
 	for name, pkg := range map[string]string{"pex": ".", "pex-init": "../pex-init", "guestprog": "./testdata/guestprog"} {
-		cmd := exec.Command("go", "build", "-o", filepath.Join(l.bin, name), pkg)
-		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if out, err := cmd.CombinedOutput(); err != nil {
-			t.Fatalf("building %s: %v\n%s", name, err, out)
-		}
+		l.build(t, name, pkg)
 	}
 	l.image = "oci:" + writeImage(t, filepath.Join(dir, "image"), filepath.Join(l.bin, "guestprog"))
 	t.Cleanup(func() {
@@ -66,6 +62,16 @@ func newLab(t *testing.T) *lab {
 		}
 	})
 	return l
+}
+
+// build makes a program of the lab.
+func (l *lab) build(t *testing.T, name, pkg string) {
+	t.Helper()
+	cmd := exec.Command("go", "build", "-o", filepath.Join(l.bin, name), pkg)
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("building %s: %v\n%s", name, err, out)
+	}
 }
 
 // testKernel finds the kernel that machines of tests boot.
@@ -179,8 +185,11 @@ func diffIDs(t *testing.T, image v1.Image) []v1.Hash {
 }
 
 // command is a pex that uses the lab's cache.
-func (l *lab) command(args ...string) *exec.Cmd {
-	cmd := exec.Command(filepath.Join(l.bin, "pex"), args...)
+func (l *lab) command(args ...string) *exec.Cmd { return l.program("pex", args...) }
+
+// program is any program of the lab that uses its cache.
+func (l *lab) program(name string, args ...string) *exec.Cmd {
+	cmd := exec.Command(filepath.Join(l.bin, name), args...)
 	cmd.Env = append(os.Environ(), "PEX_CACHE_DIR="+l.cache, "XDG_RUNTIME_DIR="+l.runtime, kernelEnv+"="+l.kernel, initEnv+"=")
 	return cmd
 }

@@ -4,11 +4,11 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strconv"
 	"strings"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
+	"github.com/pexfs/pex/cmd/internal/cli"
 	"github.com/pexfs/pex/vm"
 	"github.com/pexfs/pex/vm/guest"
 )
@@ -88,32 +88,10 @@ func mergeEnv(env, changes []string, lookup func(string) (string, bool)) ([]stri
 	return merged, nil
 }
 
-// memorySize is a flag: a number of bytes, or of KiB, MiB, GiB with k, m, g. It is
-// rounded up to MiB.
-type memorySize int64
-
-func (m *memorySize) String() string {
-	if *m%(1<<30) == 0 {
-		return strconv.FormatInt(int64(*m)>>30, 10) + "g"
+// machineMemory is the memory of a machine that is to have size bytes: whole MiB.
+func machineMemory(size cli.Size) (int64, error) {
+	if size < vm.MinMemory || size > vm.MaxMemory {
+		return 0, fmt.Errorf("memory of %s: want %dm to %dg", &size, vm.MinMemory>>20, int64(vm.MaxMemory)>>30)
 	}
-	return strconv.FormatInt(int64(*m)>>20, 10) + "m"
-}
-
-// Type names the flag's value in usage messages.
-func (m *memorySize) Type() string { return "size" }
-
-// Set reads a size.
-func (m *memorySize) Set(s string) error {
-	digits := strings.TrimRight(strings.ToLower(s), "bkmg")
-	n, err := strconv.ParseInt(digits, 10, 64)
-	shift := map[string]int{"": 0, "b": 0, "k": 10, "kb": 10, "m": 20, "mb": 20, "g": 30, "gb": 30}
-	by, ok := shift[strings.ToLower(s[len(digits):])]
-	if err != nil || !ok || n < 0 {
-		return errors.New("want a number of bytes, or one with k, m or g")
-	}
-	if n > vm.MaxMemory>>by || n<<by < vm.MinMemory {
-		return fmt.Errorf("want %dm to %dg", vm.MinMemory>>20, int64(vm.MaxMemory)>>30)
-	}
-	*m = memorySize((n<<by + 1<<20 - 1) >> 20 << 20)
-	return nil
+	return (int64(size) + 1<<20 - 1) >> 20 << 20, nil
 }

@@ -7,6 +7,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
+	"github.com/pexfs/pex/cmd/internal/cli"
 	"github.com/pexfs/pex/vm/guest"
 )
 
@@ -105,19 +106,15 @@ func TestMergeEnv(t *testing.T) {
 	}
 }
 
-func TestMemorySize(t *testing.T) {
-	for text, want := range map[string]string{
-		"512m": "512m", "1g": "1g", "2G": "2g", "1536MB": "1536m", "131072k": "128m", "268435456": "256m", "268435457b": "257m",
+func TestMachineMemory(t *testing.T) {
+	const mib, most = 1 << 20, 1 << 40
+	for size, want := range map[cli.Size]int64{
+		64 * mib: 64 * mib, 64*mib + 1: 65 * mib, 257*mib - 1: 257 * mib, most: most,
+		64*mib - 1: 0, 1: 0, most + 1: 0, 1<<63 - 1: 0,
 	} {
-		var m memorySize
-		if err := m.Set(text); err != nil || m.String() != want {
-			t.Errorf("%q = %s, %v, want %s", text, &m, err, want)
-		}
-	}
-	for _, text := range []string{"", "m", "1", "-1g", "1.5g", "63m", "1025g", "99999999999g", "1gg", "g1", "0x40m"} {
-		var m memorySize
-		if err := m.Set(text); err == nil {
-			t.Errorf("%q was taken as %s", text, &m)
+		got, err := machineMemory(size)
+		if got != want || (err != nil) != (want == 0) {
+			t.Errorf("%s: %d, %v, want %d", &size, got, err, want)
 		}
 	}
 }

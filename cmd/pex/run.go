@@ -25,15 +25,16 @@ type runFlags struct {
 	processFlags
 	image   cli.OpenOptions
 	root    machine.Root
-	memory  memorySize
+	memory  int64 // bytes
 	vcpus   int
 	kernel  string
 	verbose bool
 }
 
 func runCommand(cacheDir *string) *cobra.Command {
-	f := runFlags{memory: 1 << 30}
+	var f runFlags
 	var root, entrypoint string
+	memory := cli.Size(1 << 30)
 	var noFill, verity bool
 	cmd := &cobra.Command{
 		Use:   "run [flags] REF [COMMAND [ARG…]]",
@@ -63,6 +64,9 @@ Signals go to the program. Three times Ctrl-C within two seconds end the machine
 				}
 				f.root = machine.Verity
 			}
+			if f.memory, err = machineMemory(memory); err != nil {
+				return err
+			}
 			if cmd.Flags().Changed("entrypoint") {
 				f.entrypoint = &entrypoint
 			}
@@ -78,7 +82,7 @@ Signals go to the program. Three times Ctrl-C within two seconds end the machine
 	fl.StringVarP(&f.dir, "workdir", "w", "", "working directory (default the image's)")
 	fl.StringVarP(&f.user, "user", "u", "", "user as NAME|UID[:GROUP|GID] (default the image's)")
 	fl.StringVar(&entrypoint, "entrypoint", "", "program to run instead of the image's entrypoint and command")
-	fl.VarP(&f.memory, "memory", "m", "memory of the machine")
+	fl.VarP(&memory, "memory", "m", "memory of the machine")
 	fl.IntVarP(&f.vcpus, "cpus", "c", 1, "processors of the machine")
 	fl.StringVar(&root, "root", string(machine.Auto), "how the machine gets its root: auto, virtiofs or pmem")
 	fl.BoolVar(&verity, "verity", false, "have the machine check every block that it reads of the image (dm-verity, no DAX); completes the image first")
@@ -86,6 +90,7 @@ Signals go to the program. Three times Ctrl-C within two seconds end the machine
 	fl.StringVar(&f.kernel, "kernel", "", "kernel to boot (default $"+kernelEnv+", the cache's, or one in /boot)")
 	fl.BoolVar(&noFill, "no-fill", false, "fetch only what is read, nothing in the background")
 	fl.BoolVar(&f.image.Insecure, "insecure", false, "permit plain HTTP to a registry that is not on this machine")
+	f.image.Flags(fl)
 	fl.BoolVarP(&f.image.Quiet, "quiet", "q", false, "no progress")
 	fl.BoolVarP(&f.verbose, "verbose", "v", false, "say what the machine is made of and how long each step takes")
 	return cmd
@@ -115,7 +120,7 @@ func run(ctx context.Context, name string, f runFlags) error {
 	f.say("opened %s in %s: %s", image.ref, since(begin), image.state)
 
 	m, err := machine.Start([]string{superviseName}, machine.Config{
-		Image: image.spec, Root: f.root, VCPUs: f.vcpus, Memory: int64(f.memory),
+		Image: image.spec, Ref: image.ref, Root: f.root, VCPUs: f.vcpus, Memory: f.memory,
 		Kernel: set.kernel, Initrds: set.initrds,
 		Verdicts: filepath.Join(f.image.CacheDir, "kvm-failures"),
 	}, warn)

@@ -1,12 +1,15 @@
 package main
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -105,29 +108,58 @@ func (l *lab) flip(t *testing.T, name string, off int64) {
 	}
 }
 
-// changeRoot records another Merkle root.
-func (l *lab) changeRoot(t *testing.T) {
+// size is the image's size in bytes.
+func (l *lab) size(t *testing.T) int64 {
 	t.Helper()
-	name := filepath.Join(l.imageDir(t), "info.json")
-	text, err := os.ReadFile(name)
+	st, err := os.Stat(filepath.Join(l.imageDir(t), "image.erofs"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	var info map[string]any
-	if err := json.Unmarshal(text, &info); err != nil {
+	return st.Size()
+}
+
+// leavesOf is where the Merkle file has the block of leaves that an image's block is hashed in.
+func (l *lab) leavesOf(t *testing.T, block int64) int64 {
+	t.Helper()
+	const hashesPer = store.BlockSize / sha256.Size
+	tree, err := os.Stat(filepath.Join(l.imageDir(t), "merkle"))
+	if err != nil {
 		t.Fatal(err)
 	}
+	all := (l.size(t)/store.BlockSize + hashesPer - 1) / hashesPer // they end the file
+	return tree.Size() - (all-block/hashesPer)*store.BlockSize
+}
+
+// info is what the cache says about the image.
+func (l *lab) info(t *testing.T) (info map[string]any) {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(l.imageDir(t), "info.json"))
+	if err == nil {
+		err = json.Unmarshal(text, &info)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return info
+}
+
+// changeRoot records another Merkle root.
+func (l *lab) changeRoot(t *testing.T) {
+	t.Helper()
+	info := l.info(t)
 	info["root"] = strings.Repeat("5a", sha256.Size)
-	if text, err = json.Marshal(info); err != nil {
-		t.Fatal(err)
+	text, err := json.Marshal(info)
+	if err == nil {
+		err = os.WriteFile(filepath.Join(l.imageDir(t), "info.json"), text, 0o600)
 	}
-	if err := os.WriteFile(name, text, 0o600); err != nil {
+	if err != nil {
 		t.Fatal(err)
 	}
 }
 
 func TestVerity(t *testing.T) {
 	l := newLab(t)
+	l.build(t, "pexfs", "../pexfs")
 	l.lazily(t)
 	r := l.run(t, "", "run", "--no-fill", "--verity", l.image)
 	if r.status != 125 || !strings.Contains(r.stderr, "with --verity: the image is not complete, and --no-fill keeps it so\npex: hint: ") {
@@ -136,10 +168,10 @@ func TestVerity(t *testing.T) {
 
 	data := []string{"/data/huge", "/data/one", "/data/two"}
 	// sums is what the guest is to say of them; some can't be read.
-	sums := func(unreadable string) string {
+	sums := func(unreadable ...string) string {
 		var b strings.Builder
 		for i, name := range data {
-			if name == unreadable {
+			if slices.Contains(unreadable, name) {
 				fmt.Fprintln(&b, name, "input/output error")
 				continue
 			}
@@ -149,7 +181,7 @@ func TestVerity(t *testing.T) {
 	}
 	sum := append([]string{"run", "-v", "--verity", l.image, "sum"}, data...)
 	r = l.run(t, "", sum...)
-	if r.status != 0 || r.stdout != sums("") {
+	if r.status != 0 || r.stdout != sums() {
 		t.Errorf("the image as it is: %+v", r)
 	}
 	for _, want := range []string{"pex: completing " + l.image + ": --verity needs all of it\n", ", root verity\n"} {
@@ -159,50 +191,78 @@ func TestVerity(t *testing.T) {
 	}
 
 	const damaged = ": image is damaged: "
+	refused := func(of string) string {
+		return " of the " + of + " is damaged, and the machine refused it: `pexfs fsck " + l.image + "` mends it\n"
+	}
+	noRoot := func(root string) string {
+		return "guest failed: the image or its tree of hashes is not what the Merkle root " + root + "… stands for: " +
+			"mounting /dev/dm-0 on /lower (erofs): input/output error\npex: hint: `pexfs fsck " + l.image + "` "
+	}
 	tests := []struct {
 		name   string
 		damage func(t *testing.T, l *lab)
 		args   []string
-		want   result // stderr: a part of it
+		want   result // without stderr
+		stderr []string
 	}{
-		{"a bit of a file", func(t *testing.T, l *lab) {
+		{"bits of a file and of the tree", func(t *testing.T, l *lab) {
 			l.flip(t, "image.erofs", l.blockOf(t, "/data/one")*store.BlockSize+4200)
-		}, sum, result{0, sums("/data/one"), " of the image is damaged, and the machine refused it: `pexfs fsck` mends it\n"}},
-		{"a bit of the tree", func(t *testing.T, l *lab) {
-			// A block of leaves that are all of the huge file's blocks: the last ones of the Merkle file.
-			leaves := (l.blockOf(t, "/data/huge") + hugeSize/store.BlockSize/2) / 128
-			st, err := os.Stat(filepath.Join(l.imageDir(t), "image.erofs"))
+			l.flip(t, "merkle", l.leavesOf(t, l.blockOf(t, "/data/huge")+hugeSize/store.BlockSize/2)+99)
+		}, sum, result{status: 0, stdout: sums("/data/huge", "/data/one")}, []string{refused("image"), refused("image's Merkle tree")}},
+		{"a bit of a directory", func(t *testing.T, l *lab) {
+			b, err := os.ReadFile(filepath.Join(l.imageDir(t), "image.erofs"))
 			if err != nil {
 				t.Fatal(err)
 			}
-			tree, err := os.Stat(filepath.Join(l.imageDir(t), "merkle"))
-			if err != nil {
-				t.Fatal(err)
-			}
-			all := (st.Size()/store.BlockSize + 127) / 128
-			l.flip(t, "merkle", tree.Size()+(leaves-all)*store.BlockSize+99)
-		}, sum, result{0, sums("/data/huge"), " of the image's Merkle tree is damaged, and the machine refused it: `pexfs fsck` mends it\n"}},
+			l.flip(t, "image.erofs", int64(bytes.Index(b, []byte("hugeonetwo")))) // names that follow each other
+		}, sum, result{status: 125}, []string{refused("image"), noRoot(l.info(t)["root"].(string)[:16])}},
 		{"another root", func(t *testing.T, l *lab) { l.changeRoot(t) }, sum,
-			result{125, "", "guest failed: the image or its tree of hashes is not what the Merkle root 5a5a5a5a5a5a5a5a… stands for: " +
-				"mounting /dev/dm-0 on /lower (erofs): input/output error\npex: hint: `pexfs fsck " + l.image + "` "}},
-		{"the tree's superblock", func(t *testing.T, l *lab) { l.flip(t, "merkle", 100) }, sum, result{125, "", damaged + "merkle: block 0 "}},
-		// Without --verity the image's first block is always looked at.
+			result{status: 125}, []string{refused("image's Merkle tree"), noRoot("5a5a5a5a5a5a5a5a")}},
+		{"the image's superblock", func(t *testing.T, l *lab) { l.flip(t, "image.erofs", 1030) }, sum,
+			result{status: 125}, []string{damaged + "image.erofs: block 0 "}},
+		{"the tree's superblock", func(t *testing.T, l *lab) { l.flip(t, "merkle", 100) }, sum,
+			result{status: 125}, []string{damaged + "merkle: block 0 "}},
+		// Without --verity some blocks are looked at.
 		{"another root, for pmem", func(t *testing.T, l *lab) { l.changeRoot(t) }, []string{"run", "--root", "pmem", l.image},
-			result{125, "", damaged + "merkle: block 1 at offset 4096 is not what was sealed\npex: hint: `pexfs fsck " + l.image + "` "}},
-		{"the first block, for pmem", func(t *testing.T, l *lab) { l.flip(t, "image.erofs", 0) }, []string{"run", "--root", "pmem", l.image},
-			result{125, "", damaged + "image.erofs: block 0 at offset 0 is not what was sealed\npex: hint: "}},
+			result{status: 125}, []string{damaged + "merkle: block 1 at offset 4096 is not what was sealed\npex: hint: `pexfs fsck " + l.image + "` "}},
+		{"the last block, for virtio-fs", func(t *testing.T, l *lab) { l.flip(t, "image.erofs", l.size(t)-1) }, []string{"run", "--root", "virtiofs", l.image},
+			result{status: 125}, []string{damaged + "image.erofs: block ", " is not what was sealed\npex: hint: `pexfs fsck " + l.image + "` "}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
 			c := l.copied(t)
 			tt.damage(t, c)
 			r := c.run(t, "", tt.args...)
-			if r.status != tt.want.status || r.stdout != tt.want.stdout || !strings.Contains(r.stderr, tt.want.stderr) {
+			if r.status != tt.want.status || r.stdout != tt.want.stdout {
 				t.Errorf("got status %d, output %q, standard error %q\nwant %+v", r.status, r.stdout, r.stderr, tt.want)
+			}
+			for _, want := range tt.stderr {
+				if !strings.Contains(r.stderr, want) {
+					t.Errorf("standard error %q\nwant %q", r.stderr, want)
+				}
 			}
 			if n := strings.Count(r.stderr, "pex: error: "); n > 1 {
 				t.Errorf("%d errors", n)
 			}
 		})
 	}
+
+	t.Run("mended", func(t *testing.T) {
+		t.Parallel()
+		c := l.copied(t)
+		for _, tt := range tests {
+			if strings.Contains(tt.name, "bit") {
+				tt.damage(t, c)
+			}
+		}
+		out, err := c.program("pexfs", "fsck", l.image).CombinedOutput()
+		var e *exec.ExitError
+		if !errors.As(err, &e) || e.ExitCode() != 1 || !strings.Contains(string(out), "healed") {
+			t.Errorf("fsck: %v\n%s", err, out)
+		}
+		if r := c.run(t, "", sum...); r.status != 0 || r.stdout != sums() || strings.Contains(r.stderr, "damaged") {
+			t.Errorf("afterwards: %+v", r)
+		}
+	})
 }

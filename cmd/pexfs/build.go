@@ -185,7 +185,7 @@ func build(ctx context.Context, dir string, refs []string, s buildSpec, p *cli.P
 	if len(refs) > 1 && !s.pack {
 		return nil, errors.New("building an image: of several images one is made with --pack")
 	}
-	o := lazy.OpenOptions{Platform: ref.DefaultPlatform(), Strict: s.Strict, Verify: bool(s.Verify), Stream: s.Stream, MaxSize: int64(s.MaxSize), MaxEntries: s.MaxEntries, Progress: p.Event}
+	o := lazy.OpenOptions{Platform: ref.DefaultPlatform(), Strict: s.Strict, Verify: bool(s.Verify), Stream: s.Stream, MaxSize: int64(s.MaxSize), MaxEntries: int(s.MaxEntries), Progress: p.Event}
 	if s.platform != "" {
 		var err error
 		if o.Platform, err = ref.ParsePlatform(s.platform); err != nil {

@@ -6,6 +6,8 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"os"
+	"path/filepath"
 )
 
 // Damage is what Fsck has found.
@@ -19,11 +21,28 @@ type Damage struct {
 // None tells whether nothing is damaged.
 func (d Damage) None() bool { return len(d.Blocks) == 0 && !d.Tree && !d.Map }
 
-// CheckInfo reads info.json again. The error wraps ErrDamaged.
-func (im *Image) CheckInfo() error {
+// CheckFiles looks whether the image's folder still has the files that were opened, and of their sizes: what is mapped of a file that
+// was cut must not be touched. The error wraps ErrDamaged.
+func (im *Image) CheckFiles() error {
 	info, err := readInfo(im.dir)
 	if err == nil && info.Key != im.Info.Key {
 		err = fmt.Errorf("%w: info.json is of image %.80q", ErrDamaged, info.Key)
+	}
+	for name, size := range map[string]int64{"image.erofs": im.Info.Size, "map": mapSize(im.blocks), "merkle": merkleSize(im.blocks)} {
+		var st os.FileInfo
+		if err == nil {
+			st, err = os.Stat(filepath.Join(im.dir, name))
+		}
+		if err == nil && st.Size() != size {
+			err = fmt.Errorf("%w: %s has %d bytes, not %d", ErrDamaged, name, st.Size(), size)
+		}
+		if err != nil || name != "image.erofs" {
+			continue
+		}
+		var open os.FileInfo
+		if open, err = im.f.Stat(); err == nil && !os.SameFile(st, open) {
+			err = fmt.Errorf("%w: another file has taken the place of %s", ErrDamaged, name)
+		}
 	}
 	return missing(err)
 }

@@ -3,6 +3,7 @@ package store
 import (
 	"bytes"
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
@@ -137,6 +138,7 @@ func TestFsck(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
+			flip(t, filepath.Join(s.ImageDir(testKey), "merkle"), 8) // nobody looks at it before
 			if err := im.Seal(); err != nil {
 				t.Fatal(err)
 			}
@@ -204,4 +206,36 @@ func seq(from, to int64) (all []int64) {
 		all = append(all, from)
 	}
 	return all
+}
+
+// TestCheckFiles cuts and replaces the files of an image that is open.
+func TestCheckFiles(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		damage func(dir string) error
+		ok     bool
+	}{
+		{"nothing", func(string) error { return nil }, true},
+		{"image cut", func(dir string) error { return os.Truncate(filepath.Join(dir, "image.erofs"), BlockSize) }, false},
+		{"tree cut", func(dir string) error { return os.Truncate(filepath.Join(dir, "merkle"), BlockSize) }, false},
+		{"map cut", func(dir string) error { return os.Truncate(filepath.Join(dir, "map"), 0) }, false},
+		{"tree gone", func(dir string) error { return os.Remove(filepath.Join(dir, "merkle")) }, false},
+		{"info is no JSON", func(dir string) error { return os.WriteFile(filepath.Join(dir, "info.json"), []byte("{"), 0o600) }, false},
+		{"another image", func(dir string) error {
+			other := filepath.Join(dir, "other")
+			return errors.Join(os.WriteFile(other, make([]byte, 300*BlockSize), 0o600), os.Rename(other, filepath.Join(dir, "image.erofs")))
+		}, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s := openStore(t)
+			sealed(t, s, 300)
+			im, _ := fsck(t, s)
+			if err := c.damage(s.ImageDir(testKey)); err != nil {
+				t.Fatal(err)
+			}
+			if err := im.CheckFiles(); c.ok && err != nil || !c.ok && !errors.Is(err, ErrDamaged) {
+				t.Errorf("got %v", err)
+			}
+		})
+	}
 }

@@ -172,6 +172,9 @@ func openImage(dir string) (*Image, error) {
 	if im.Info.Size <= 0 || im.Info.Size%BlockSize != 0 || string(im.Info.Key) != filepath.Base(dir) && filepath.Base(filepath.Dir(dir)) != "tmp" {
 		return nil, fmt.Errorf("%w: info.json is of image %.80q with %d bytes", ErrDamaged, im.Info.Key, im.Info.Size)
 	}
+	if im.Info.State == Sealed && !isHex(im.Info.Root) {
+		return nil, fmt.Errorf("%w: info.json has root %.80q", ErrDamaged, im.Info.Root)
+	}
 	f, err := os.OpenFile(filepath.Join(dir, "image.erofs"), os.O_RDWR, 0)
 	if err != nil {
 		return nil, missing(err)
@@ -367,6 +370,25 @@ func (im *Image) Leaves(off, n int64) []byte {
 	return im.tree.leaves[off/BlockSize*hashSize : (off+n+BlockSize-1)/BlockSize*hashSize]
 }
 
+// Intact tells whether the n bytes from off on, which are present, can be read and are what their leaves say. It doesn't know when ctx
+// has ended.
+func (im *Image) Intact(ctx context.Context, off, n int64) bool {
+	buf := make([]byte, 1<<20)
+	for b, end := off/BlockSize, (off+n+BlockSize-1)/BlockSize; b < end; {
+		p := buf[:min(int64(len(buf)), (end-b)*BlockSize)]
+		if _, err := im.f.ReadAt(p, b*BlockSize); err != nil || ctx.Err() != nil {
+			return false
+		}
+		for ; len(p) > 0; p = p[BlockSize:] {
+			if h := sha256.Sum256(p[:BlockSize]); !bytes.Equal(h[:], im.tree.leaf(b)) {
+				return false
+			}
+			b++
+		}
+	}
+	return true
+}
+
 func copyRange(dst *os.File, to int64, src *os.File, from, n int64) error {
 	err := unix.IoctlFileCloneRange(int(dst.Fd()), &unix.FileCloneRange{
 		Src_fd: int64(src.Fd()), Src_offset: uint64(from), Src_length: uint64(n), Dest_offset: uint64(to)})
@@ -398,6 +420,11 @@ func (im *Image) Seal() error {
 	if im.State() != Complete {
 		return fmt.Errorf("sealing image %s: blocks are missing", im.Info.Key)
 	}
+	var super [BlockSize]byte
+	if _, err := im.f.ReadAt(super[:], 0); err != nil {
+		return fmt.Errorf("sealing image %s: %w", im.Info.Key, err)
+	}
+	copy(im.tree.super(), veritySuper(im.blocks, [16]byte(super[erofsSuper+erofsUUIDOff:])))
 	root := im.tree.finish()
 	if err := errors.Join(im.f.Sync(), im.tree.sync(), im.present.sync()); err != nil {
 		return fmt.Errorf("sealing image %s: %w", im.Info.Key, err)

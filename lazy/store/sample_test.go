@@ -1,7 +1,6 @@
 package store
 
 import (
-	"encoding/binary"
 	"errors"
 	"os"
 	"path/filepath"
@@ -24,7 +23,6 @@ func sealedImage(t *testing.T, blocks int, meta int64) (dir string) {
 		t.Fatal(err)
 	}
 	want := content(blocks)
-	binary.LittleEndian.PutUint32(want[erofsSuper:], erofsMagic)
 	copy(want[erofsSuper+erofsUUIDOff:], []byte{7, 8, 15: 0})
 	if err := errors.Join(im.Put(0, want), im.Seal(), im.Close()); err != nil {
 		t.Fatal(err)
@@ -55,6 +53,7 @@ func TestSample(t *testing.T) {
 	image, tree := filepath.Join(dir, "image.erofs"), filepath.Join(dir, "merkle")
 	// where the levels begin, in blocks: one block, two, and 130 of leaves
 	const top, middle, leaves = 1, 2, 4
+	const supers = "image.erofs: block 0 at offset 0 is not what merkle says: one of them is damaged or another image's"
 	tests := []struct {
 		name string
 		file string
@@ -63,10 +62,14 @@ func TestSample(t *testing.T) {
 		want string
 	}{
 		{"whole", "", 0, 16, ""},
-		{"superblock of the image", image, erofsSuper, 0, "image.erofs: block 0 has magic"},
-		{"identity of the image", image, erofsSuper + erofsUUIDOff, 0, "merkle: block 0 is not the superblock of a tree over image.erofs"},
+		{"superblock of the image", image, erofsSuper, 0, supers},
+		{"identity of the image", image, erofsSuper + erofsUUIDOff, 0, supers},
 		{"superblock of the tree", tree, 4000, 0, "merkle: block 0 is not the superblock"},
-		{"first block", image, 10, 1, "image.erofs: block 0 at offset 0 is not what was sealed"},
+		{"first block", image, 10, 0, supers},
+		{"end of the first block", image, 4095, 1, supers},
+		{"the first block's hash", tree, leaves * BlockSize, 0, supers},
+		{"a hash beside the first block's", tree, leaves*BlockSize + hashSize, 0, ""},
+		{"a hash beside the first block's, with a root", tree, leaves*BlockSize + hashSize, 1, "merkle: block 4 at offset 16384 is not what was sealed"},
 		{"metadata", image, 150*BlockSize + 4095, 2, "image.erofs: block 150 at offset 614400 is not what was sealed"},
 		{"last block", image, (sampleBlocks - 1) * BlockSize, 3, "image.erofs: block 16583 at offset 67923968 is"},
 		{"top of the tree", tree, top*BlockSize + 4000, 1, "merkle: block 1 at offset 4096 is not what was sealed"},
@@ -86,6 +89,21 @@ func TestSample(t *testing.T) {
 		})
 	}
 
+	t.Run("truncated image", func(t *testing.T) {
+		v := openView(t, dir)
+		if err := os.Truncate(image, BlockSize); err != nil {
+			t.Fatal(err)
+		}
+		if err := v.Sample(2); !errors.Is(err, ErrDamaged) || !strings.Contains(err.Error(), "image.erofs ends in block 150") {
+			t.Errorf("Sample() = %v", err)
+		}
+		if v, err := OpenView(dir); !errors.Is(err, ErrDamaged) || !strings.Contains(err.Error(), "image.erofs has 4096 bytes, not") {
+			t.Errorf("OpenView() = %v, %v", v, err)
+		}
+		if err := os.Truncate(image, sampleBlocks*BlockSize); err != nil {
+			t.Fatal(err)
+		}
+	})
 	t.Run("truncated tree", func(t *testing.T) {
 		size := merkleSize(sampleBlocks)
 		if err := os.Truncate(tree, size-1); err != nil {
@@ -97,24 +115,18 @@ func TestSample(t *testing.T) {
 		}
 		checkSample(t, dir, 0, "no such file")
 	})
-	t.Run("truncated image", func(t *testing.T) {
-		v := openView(t, dir)
-		if err := os.Truncate(image, BlockSize); err != nil {
-			t.Fatal(err)
-		}
-		if err := v.Sample(0); !errors.Is(err, ErrDamaged) {
-			t.Errorf("Sample() = %v", err)
-		}
-	})
 	t.Run("another image's folder", func(t *testing.T) {
 		other := filepath.Join(filepath.Dir(dir), strings.Repeat("ab", 32))
 		if err := os.Rename(dir, other); err != nil {
 			t.Fatal(err)
 		}
-		if err := os.Truncate(filepath.Join(other, "image.erofs"), sampleBlocks*BlockSize); err != nil {
+		checkSample(t, other, 0, "is another image's")
+		if err := os.Remove(filepath.Join(other, "image.erofs")); err != nil {
 			t.Fatal(err)
 		}
-		checkSample(t, other, 0, "is another image's")
+		if v, err := OpenView(other); !errors.Is(err, ErrDamaged) {
+			t.Errorf("OpenView() = %v, %v, without a file", v, err)
+		}
 	})
 }
 

@@ -14,7 +14,7 @@ type View struct {
 }
 
 // OpenView opens the image whose folder is dir. The caller holds a lease of it from the folder's writer, or the image may
-// be gone.
+// be gone. The error wraps ErrDamaged where the folder's files can't be an image's.
 func OpenView(dir string) (*View, error) {
 	info, err := readInfo(dir)
 	if err != nil {
@@ -22,11 +22,11 @@ func OpenView(dir string) (*View, error) {
 	}
 	f, err := os.Open(filepath.Join(dir, "image.erofs"))
 	if err != nil {
-		return nil, fmt.Errorf("opening image: %w", err)
+		return nil, fmt.Errorf("opening image: %w", missing(err))
 	}
 	st, err := f.Stat()
 	if err == nil && st.Size() != info.Size {
-		err = fmt.Errorf("%s has %d bytes, not %d", f.Name(), st.Size(), info.Size)
+		err = fmt.Errorf("%w: %s has %d bytes, not %d", ErrDamaged, f.Name(), st.Size(), info.Size)
 	}
 	var p *presence
 	if err == nil {
@@ -34,7 +34,7 @@ func OpenView(dir string) (*View, error) {
 	}
 	if err != nil {
 		f.Close()
-		return nil, fmt.Errorf("opening image: %w", err)
+		return nil, fmt.Errorf("opening image: %w", missing(err))
 	}
 	return &View{Info: info, f: f, present: p}, nil
 }

@@ -101,7 +101,7 @@ func Open(ctx context.Context, program, name string, o OpenOptions) (*daemon.Cli
 	if err != nil {
 		return nil, nil, err
 	}
-	req := daemon.OpenRequest{Ref: r.String(), Platform: o.Platform, Fill: o.Fill, Insecure: o.Insecure, Strict: o.Strict, Verify: bool(o.Verify), MaxSize: int64(o.MaxSize), MaxEntries: o.MaxEntries}
+	req := daemon.OpenRequest{Ref: r.String(), Platform: o.Platform, Fill: o.Fill, Insecure: o.Insecure, Strict: o.Strict, Verify: bool(o.Verify), MaxSize: int64(o.MaxSize), MaxEntries: int(o.MaxEntries)}
 	if r.Transport == ref.Registry {
 		a, err := registry.Credentials(ctx, r)
 		if err != nil {

@@ -42,12 +42,36 @@ func (s *Size) Set(text string) error {
 	return nil
 }
 
+// Count is a flag: a positive number.
+type Count int
+
+// String is the number; that of none is empty.
+func (c *Count) String() string {
+	if *c == 0 {
+		return ""
+	}
+	return strconv.Itoa(int(*c))
+}
+
+// Type names the flag's value in usage messages.
+func (c *Count) Type() string { return "int" }
+
+// Set reads a number.
+func (c *Count) Set(text string) error {
+	n, err := strconv.ParseInt(text, 10, 32)
+	if err != nil || n <= 0 {
+		return errors.New("want a number from 1 to 2147483647")
+	}
+	*c = Count(n)
+	return nil
+}
+
 // Trust is what an opening demands of an image.
 type Trust struct {
 	Strict     bool
 	Verify     Verify
 	MaxSize    Size
-	MaxEntries int
+	MaxEntries Count
 }
 
 // Flags adds the flags of t.
@@ -55,7 +79,7 @@ func (t *Trust) Flags(f *pflag.FlagSet) {
 	f.BoolVar(&t.Strict, "strict", false, "refuse an image with anything in it that unpackers disagree on")
 	f.Var(&t.Verify, "verify", "chain: what is read is checked by its digest; full: all layers are read first and compared with their tables of contents")
 	f.Var(&t.MaxSize, "max-size", "most that a layer may inflate to (default 256g)")
-	f.IntVar(&t.MaxEntries, "max-entries", 0, "most entries that a layer may have (default 5000000)")
+	f.Var(&t.MaxEntries, "max-entries", "most entries that a layer may have (default 5000000)")
 }
 
 // Verify is a flag: "chain" or "full".

@@ -20,13 +20,14 @@ const corruption = `device-mapper: verity: \S+ (data|metadata) block ([0-9]{1,19
 // tell more. It is called from one goroutine.
 type damageWatch struct {
 	w         io.Writer
+	ref       string // the image's name
 	log       *slog.Logger
 	corrupted *regexp.Regexp
 	line      []byte
 }
 
-func newDamageWatch(w io.Writer, log *slog.Logger) *damageWatch {
-	return &damageWatch{w: w, log: log, corrupted: regexp.MustCompile(corruption)}
+func newDamageWatch(w io.Writer, ref string, log *slog.Logger) *damageWatch {
+	return &damageWatch{w: w, ref: ref, log: log, corrupted: regexp.MustCompile(corruption)}
 }
 
 // Write is what w does.
@@ -43,7 +44,7 @@ func (d *damageWatch) Write(p []byte) (int, error) {
 			if string(m[1]) == "metadata" {
 				of = "the image's Merkle tree"
 			}
-			d.log.Warn(fmt.Sprintf("block %s of %s is damaged, and the machine refused it: `pexfs fsck` mends it", m[2], of))
+			d.log.Warn(fmt.Sprintf("block %s of %s is damaged, and the machine refused it: `pexfs fsck %s` mends it", m[2], of, d.ref))
 		}
 		d.line = d.line[:0]
 	}

@@ -11,8 +11,8 @@ import (
 
 func TestDamageWatch(t *testing.T) {
 	const (
-		data  = "block 44 of the image is damaged, and the machine refused it: `pexfs fsck` mends it"
-		trees = "block 7 of the image's Merkle tree is damaged, and the machine refused it: `pexfs fsck` mends it"
+		data  = "block 44 of the image is damaged, and the machine refused it: `pexfs fsck debian:12` mends it"
+		trees = "block 7 of the image's Merkle tree is damaged, and the machine refused it: `pexfs fsck debian:12` mends it"
 	)
 	text := "[    1.5] device-mapper: verity: 253:0: data block 44 is corrupted\r\n" +
 		"[    1.5] device-mapper: verity: 253:0: data block 44 is corrupted\r\n" + // said once
@@ -23,7 +23,7 @@ func TestDamageWatch(t *testing.T) {
 	for _, size := range []int{1, 7, 100, len(text)} {
 		var got []string
 		var out bytes.Buffer
-		w := newDamageWatch(&out, slog.New(newWarner(func(e Event) { got = append(got, e.Warning) })))
+		w := newDamageWatch(&out, "debian:12", slog.New(newWarner(func(e Event) { got = append(got, e.Warning) })))
 		for rest := []byte(text); len(rest) > 0; {
 			n, err := w.Write(rest[:min(size, len(rest))])
 			if err != nil {

@@ -54,6 +54,7 @@ func ParseRoot(s string) (Root, error) {
 // Config says what machine to run.
 type Config struct {
 	Image    json.RawMessage `json:"image"` // for the supervisor's OpenImage
+	Ref      string          `json:"ref"`   // the image's name, for people
 	Root     Root            `json:"root"`
 	VCPUs    int             `json:"vcpus"`
 	Memory   int64           `json:"memory"`   // bytes

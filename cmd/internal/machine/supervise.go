@@ -122,7 +122,7 @@ func (r *run) machine(ctx context.Context, detach context.CancelCauseFunc) error
 	begin := time.Now()
 	var console io.Writer = r.console
 	if r.config.Root == Verity {
-		console = newDamageWatch(console, slog.New(r.log))
+		console = newDamageWatch(console, r.config.Ref, slog.New(r.log))
 	}
 	vmm, err := r.s.Find(console)
 	if err != nil {
