@@ -19,15 +19,16 @@ var errEnough = errors.New("more problems than are listed")
 
 // Check tells whether r, size bytes long, is an image of layout version 1 with nothing wrong in its superblock and metadata: beside
 // what makes it unreadable, that every inode is reached and counted, every name in its order and of its inode's type, "."
-// and ".." right, link counts and i_ino right, contents in range and apart but for exactly shared ones, nothing of the metadata used
-// twice, and all unused bytes of it zero. It reads no contents and not what lies between them, so the image may be
-// unfilled.
+// and ".." right, link counts right, inodes and their i_ino in the order of their names, contents in range and apart but for exactly
+// shared ones, nothing of the metadata used twice, and all unused bytes of it zero. It reads no contents and not what lies between
+// them, so the image may be unfilled.
 //
 // Of an image of package compress it checks the same, but for alignment and padding to 2 MiB, and that every compressed cluster
 // decompresses to its size, for which it reads all of these.
 //
 // The error joins all that was found, up to 100 problems, each wrapping ErrInvalid or ErrUnsupported; or it is the error of a read
-// that failed. Memory is some ten bytes for each inode, more for directories and hard links, and 1/64 of the metadata's size, which may be up to 16 GiB.
+// that failed. It takes no more memory than some dozens of bytes for each inode and 1/64 of the metadata's size, which may be up to
+// 16 GiB, and reads the metadata a few times, whatever the image claims.
 func Check(r io.ReaderAt, size int64) error {
 	im, err := Open(r, size)
 	if err != nil {
@@ -52,8 +53,8 @@ type checker struct {
 
 	used   bits // by slot of the metadata
 	begun  bits // slots at which an inode was visited
-	inos   bits // i_ino that were seen
 	inodes uint64
+	before Inode // the inode visited last
 	// names of the visited inodes that are no directories and have, by their nlink, several
 	links   map[uint64]linkCount
 	extents []extent
@@ -65,11 +66,8 @@ type linkCount struct{ want, got uint32 }
 // extent is a content's place, in bytes.
 type extent struct{ off, size int64 }
 
-// dirVisit is a directory and the nid of the one it is in.
-type dirVisit struct {
-	in     Inode
-	parent uint64
-}
+// dirVisit is the nid of a visited directory and of the one it is in. Nids of metadata that is checked have 29 bits.
+type dirVisit struct{ nid, parent uint32 }
 
 // bits is a set of numbers below a limit.
 type bits []uint64
@@ -108,7 +106,7 @@ func (c *checker) check(size int64) error {
 	if s.Inodes == 0 || s.Inodes > uint64(slots) {
 		return c.problem("%d inodes in metadata of %d bytes", s.Inodes, c.metaSize())
 	}
-	c.used, c.begun, c.inos = newBits(slots), newBits(slots), newBits(int64(s.Inodes)+1)
+	c.used, c.begun = newBits(slots), newBits(slots)
 	c.links = make(map[uint64]linkCount)
 	for _, step := range []func() error{
 		func() error { return c.superblock(size) },
@@ -138,6 +136,8 @@ func (c *checker) superblock(size int64) error {
 			return c.problem("incompatible features %#x, algorithms %#x", s.FeatureIncompat, a)
 		}
 		copy(again[disk.SuperOffset+disk.SuperSize:], c.im.configs.Append(nil, s.Algorithms))
+	} else if s.Algorithms != 0 {
+		return c.problem("algorithms %#x without compression", s.Algorithms)
 	}
 	if !bytes.Equal(b[:], again[:]) {
 		if err := c.problem("block 0 has other bytes than the superblock's"); err != nil {
@@ -169,7 +169,7 @@ func (c *checker) walk() error {
 	if !root.IsDir() {
 		return c.problem("the root is no directory but has mode %#o", root.Mode)
 	}
-	c.dirs = append(c.dirs, dirVisit{root, root.Nid})
+	c.dirs = append(c.dirs, dirVisit{rootNid, rootNid})
 	for len(c.dirs) > 0 {
 		d := c.dirs[0]
 		c.dirs = c.dirs[1:]

@@ -88,6 +88,11 @@ func TestCheckFinds(t *testing.T) {
 		{"nlink of a hard link is 3", func(p *patient) { p.inode(p.nid("h1"), func(d *disk.Inode) { d.Nlink = 3 }) }, "2 names, nlink is 3"},
 		{"type in a directory", func(p *patient) { dirent(p.dirBlock("d"), 2, func(d *disk.Dirent) { d.Type = disk.TypeSymlink }) }, `"a" has type 7`},
 		{"order of names", func(p *patient) { swapNames(p.dirBlock("d"), 2, 3) }, `"a" follows "b"`},
+		{"order of inodes", func(p *patient) {
+			a, b, names := p.nid("d", "a"), p.nid("d", "b"), p.dirBlock("d")
+			dirent(names, 2, func(d *disk.Dirent) { d.Nid = b })
+			dirent(names, 3, func(d *disk.Dirent) { d.Nid = a })
+		}, "its name comes behind that of inode"},
 		{"a name twice", func(p *patient) {
 			b := p.dirBlock("d")
 			b[nameOff(b, 3)] = 'a'

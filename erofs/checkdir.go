@@ -1,15 +1,22 @@
 package erofs
 
-import "github.com/pexfs/pex/erofs/disk"
+import (
+	"bytes"
+
+	"github.com/pexfs/pex/erofs/disk"
+)
 
 // directory checks the names of a directory and visits their inodes.
 func (c *checker) directory(v dirVisit) error {
 	buf := blockPool.Get().(*[blockSize]byte)
 	defer blockPool.Put(buf)
-	dir := v.in
+	dir, err := c.im.Inode(uint64(v.nid))
+	if err != nil {
+		return c.problemError(err)
+	}
 	self, parent := false, false
 	subdirs := uint64(0)
-	last := ""
+	var last []byte
 	for k := int64(0); k*blockSize < dir.Size; k++ {
 		tail := (k+1)*blockSize > dir.Size
 		if at := dir.offset(k * blockSize); (dir.layout != disk.LayoutInline || !tail) && !c.claim(at, blockSize) {
@@ -23,22 +30,22 @@ func (c *checker) directory(v dirVisit) error {
 			return err
 		}
 		for i := range b.n {
-			n, ok := b.name(i)
+			name, ok := b.name(i)
 			if !ok {
 				return c.problemError(badBlock(dir, k))
 			}
-			e, name := b.entry(i), string(n)
-			if name <= last {
+			e := b.entry(i)
+			if bytes.Compare(name, last) <= 0 {
 				if err := c.problem("directory %d: %q follows %q", dir.Nid, name, last); err != nil {
 					return err
 				}
 			}
-			last = name
-			switch name {
+			last = append(last[:0], name...)
+			switch string(name) {
 			case ".", "..":
 				want := dir.Nid
-				if name == ".." {
-					want, parent = v.parent, true
+				if len(name) == 2 {
+					want, parent = uint64(v.parent), true
 				} else {
 					self = true
 				}
@@ -99,7 +106,7 @@ func (c *checker) packing(dir Inode, k int64, b dirBlock) error {
 }
 
 // name checks a name's inode, visiting it if this is its first name, and tells whether it is a directory.
-func (c *checker) name(dir Inode, name string, e disk.Dirent) (isDir bool, err error) {
+func (c *checker) name(dir Inode, name []byte, e disk.Dirent) (isDir bool, err error) {
 	var in Inode
 	again := e.Nid < uint64(c.metaSize()/disk.SlotSize) && c.begun.has(int64(e.Nid))
 	if again {
@@ -121,7 +128,7 @@ func (c *checker) name(dir Inode, name string, e disk.Dirent) (isDir bool, err e
 		if again {
 			return true, c.problem("directory %d: %q is directory %d, which has another name", dir.Nid, name, e.Nid)
 		}
-		c.dirs = append(c.dirs, dirVisit{in, dir.Nid})
+		c.dirs = append(c.dirs, dirVisit{uint32(e.Nid), uint32(dir.Nid)})
 		return true, nil
 	}
 	if l, ok := c.links[e.Nid]; ok {

@@ -43,14 +43,17 @@ func (in Inode) inlineSize() int64 {
 
 // fields checks what the inode says of itself.
 func (c *checker) fields(in Inode) error {
-	var b, again [disk.InodeExtended]byte
-	if err := c.im.read(b[:], in.head-disk.InodeExtended); err != nil {
+	buf := blockPool.Get().(*[blockSize]byte)
+	defer blockPool.Put(buf)
+	b := buf[:disk.InodeExtended]
+	if err := c.im.read(b, in.head-disk.InodeExtended); err != nil {
 		return err
 	}
 	var d disk.Inode
-	d.Decode(b[:])
+	d.Decode(b)
+	var again [disk.InodeExtended]byte
 	d.Encode(again[:])
-	if b != again {
+	if !bytes.Equal(b, again[:]) {
 		if err := c.problem("inode %d: reserved bytes are not zero", in.Nid); err != nil {
 			return err
 		}
@@ -64,12 +67,17 @@ func (c *checker) fields(in Inode) error {
 			return err
 		}
 	}
-	if in.ino == 0 || uint64(in.ino) > c.im.super.Inodes || c.inos.has(int64(in.ino)) {
-		if err := c.problem("inode %d: i_ino %d is out of range or taken", in.Nid, in.ino); err != nil {
+	before := c.before
+	c.before = in
+	if in.Nid <= before.Nid {
+		if err := c.problem("inode %d: its name comes behind that of inode %d", in.Nid, before.Nid); err != nil {
 			return err
 		}
-	} else {
-		c.inos.set(int64(in.ino))
+	}
+	if in.ino <= before.ino || uint64(in.ino) > c.im.super.Inodes {
+		if err := c.problem("inode %d: i_ino %d is out of range or not above that of the inode before, %d", in.Nid, in.ino, before.ino); err != nil {
+			return err
+		}
 	}
 	if in.Nlink == 0 {
 		return c.problem("inode %d: nlink is 0", in.Nid)

@@ -48,17 +48,16 @@ func (w *writer) encodeInodes() {
 
 // encodeDir writes a directory: its blocks at blocks, the last one at tail if it is inline.
 func (w *writer) encodeDir(dir tree.Ino, blocks, tail int64) {
-	var batch []tree.Dirent
 	used := 0
 	flush := func(to int64) {
 		b := w.l.meta[to:]
-		name := len(batch) * disk.DirentSize
-		for k, d := range batch {
+		name := len(w.batch) * disk.DirentSize
+		for k, d := range w.batch {
 			e := disk.Dirent{Nid: uint64(w.nid[d.Ino]), NameOff: uint16(name), Type: direntType(d.Type)}
 			e.Encode(b[k*disk.DirentSize:])
 			name += copy(b[name:], d.Name)
 		}
-		batch, used = batch[:0], 0
+		w.batch, used = w.batch[:0], 0
 	}
 	for d := range w.names(dir) {
 		need := disk.DirentSize + len(d.Name)
@@ -66,7 +65,7 @@ func (w *writer) encodeDir(dir tree.Ino, blocks, tail int64) {
 			flush(blocks)
 			blocks += blockSize
 		}
-		batch = append(batch, d)
+		w.batch = append(w.batch, d)
 		used += need
 	}
 	if w.inline[dir] {

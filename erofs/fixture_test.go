@@ -65,7 +65,12 @@ func buildTree(t testing.TB, layers ...[]tree.Entry) *tree.Tree {
 
 func newFixture(t testing.TB, layers ...[]tree.Entry) *fixture {
 	t.Helper()
-	fx := &fixture{tree: buildTree(t, layers...), key: contentKey}
+	return fixtureOf(t, buildTree(t, layers...))
+}
+
+func fixtureOf(t testing.TB, tr *tree.Tree) *fixture {
+	t.Helper()
+	fx := &fixture{tree: tr, key: contentKey}
 	var err error
 	if fx.layout, err = erofs.NewLayout(fx.tree, fx.key, [16]byte{1, 2, 3}); err != nil {
 		t.Fatal(err)

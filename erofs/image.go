@@ -14,8 +14,8 @@ import (
 )
 
 var (
-	// ErrInvalid is wrapped by every error that says an image's bytes are not EROFS. It wraps fs.ErrInvalid.
-	ErrInvalid = fmt.Errorf("invalid EROFS image: %w", fs.ErrInvalid)
+	// ErrInvalid is wrapped by every error that says an image's bytes are not EROFS.
+	ErrInvalid = errors.New("invalid EROFS image")
 	// ErrUnsupported is wrapped where an image uses what this package doesn't read: LZMA and DEFLATE, chunks, packed ends of files,
 	// other block sizes.
 	ErrUnsupported = errors.New("unsupported EROFS feature")

@@ -318,7 +318,7 @@ func fsck(t *testing.T, image string) {
 
 // TestImages tries each case with Check, the reader, fsck.erofs and the kernel.
 func TestImages(t *testing.T) {
-	for _, c := range imageCases() {
+	for _, c := range append(imageCases(), goldenCases()...) {
 		t.Run(c.name, func(t *testing.T) {
 			fx := newFixture(t, c.layers...)
 			name := fx.write(t)

@@ -24,6 +24,8 @@ type writer struct {
 	blocks   int64 // how many blocks behind the inodes are taken
 	dropped  int
 	dataBase int64 // where in the metadata these blocks begin
+
+	batch []tree.Dirent // names of the directory block that is being encoded
 }
 
 // placeContents gives every visible content its place.

@@ -2,9 +2,24 @@ package erofs
 
 import (
 	"bytes"
+	"math"
 
 	"github.com/pexfs/pex/erofs/disk"
 )
+
+// What package compress makes, and Check insists on.
+const (
+	// SegmentSize is how many bytes of a content are compressed at a time, but for the last ones.
+	SegmentSize = 128 << 10
+	// SegmentBlocks is how many blocks those have at most: one is saved, or they aren't compressed.
+	SegmentBlocks = SegmentSize/blockSize - 1
+)
+
+// CompressionConfigs are the configurations of algorithms in the superblocks that package compress writes: for LZ4 all distances that it
+// has, for Zstandard a window of a segment.
+func CompressionConfigs() disk.Configs {
+	return disk.Configs{LZ4: disk.LZ4Config{MaxDistance: math.MaxUint16, MaxBlocks: SegmentBlocks}, Zstd: disk.ZstdConfig{WindowLog: 17}}
+}
 
 // followSize is how many bytes follow an inode and its attributes: inline data, or what maps compressed data.
 func (in Inode) followSize() int64 {
@@ -26,16 +41,9 @@ func (c *checker) dataFrom() int64 {
 	return hugeSize
 }
 
-// maxBlocks is how many blocks a compressed cluster may have.
-func (c *checker) maxBlocks() int64 {
-	if c.im.algorithms == 1<<disk.AlgorithmLZ4 {
-		return int64(c.im.configs.LZ4.MaxBlocks)
-	}
-	return disk.MaxCluster / blockSize
-}
-
-// clusters checks a compressed file: that its index is the one that package compress writes for its clusters, these follow each other
-// in the image, each decompresses to its size, and uncompressed ones are zero behind their data.
+// clusters checks that a compressed file is as package compress writes it: the configuration of its algorithm, the index; its clusters are
+// segments or, not compressed, blocks, and follow each other in the image; at least one is compressed, and each that is decompresses to
+// its size; a last block that isn't is zero behind its data. That decompresses no more than 512 bytes for each of the index.
 func (c *checker) clusters(in Inode) error {
 	if in.layout != disk.LayoutFull || in.Size == 0 {
 		return c.problem("inode %d: %d bytes of data layout %d", in.Nid, in.Size, in.layout)
@@ -43,6 +51,9 @@ func (c *checker) clusters(in Inode) error {
 	m, err := c.im.newClusterMap(in)
 	if err != nil {
 		return c.problemError(err)
+	}
+	if set := c.im.algorithms; !bytes.Equal(c.im.configs.Append(nil, set), CompressionConfigs().Append(nil, set)) {
+		return c.problem("inode %d: it is compressed with the configuration %+v", in.Nid, c.im.configs)
 	}
 	end := in.head + in.xattrs
 	head := make([]byte, disk.FullIndexOffset(end)-end)
@@ -58,7 +69,7 @@ func (c *checker) clusters(in Inode) error {
 	if !bytes.Equal(head, want) {
 		return c.problem("inode %d: the head of its index is %x, want %x", in.Nid, head, want)
 	}
-	from, at := int64(0), int64(0)
+	from, at, compressed := int64(0), int64(0), false
 	for off := int64(0); off < in.Size; {
 		cl, err := m.find(off)
 		if err == nil {
@@ -73,8 +84,12 @@ func (c *checker) clusters(in Inode) error {
 		if cl.off != off || cl.at != at {
 			return c.problem("inode %d: the cluster of byte %d begins at %d and lies at %d, want %d", in.Nid, off, cl.off, cl.at, at)
 		}
+		compressed = compressed || cl.form != formPlain
 		off += cl.size
 		at += cl.stored
+	}
+	if !compressed {
+		return c.problem("inode %d: it has an index, and nothing is compressed", in.Nid)
 	}
 	if from < c.dataFrom() || at > c.im.super.MetaOffset || at-from != int64(in.start)*blockSize {
 		return c.problem("inode %d: compressed data at %d to %d, %d blocks, not between the superblock and the metadata", in.Nid, from, at, in.start)
@@ -86,12 +101,12 @@ func (c *checker) clusters(in Inode) error {
 // cluster checks one cluster.
 func (c *checker) cluster(m *clusterMap, cl cluster) error {
 	compressed := cl.form != formPlain
-	if cl.off%blockSize != 0 || compressed && cl.size <= blockSize {
-		return c.problem("inode %d: a cluster of %d bytes at %d", m.in.Nid, cl.size, cl.off)
+	blocks, unit := cl.stored/blockSize, int64(blockSize)
+	if compressed {
+		unit = SegmentSize
 	}
-	blocks := cl.stored / blockSize
-	if compressed && blocks > c.maxBlocks() {
-		return c.problem("inode %d: a cluster of %d blocks, the superblock says at most %d", m.in.Nid, blocks, c.maxBlocks())
+	if cl.off%unit != 0 || cl.size != min(unit, m.in.Size-cl.off) || compressed && blocks*blockSize >= cl.size {
+		return c.problem("inode %d: a cluster of %d bytes at %d in %d blocks", m.in.Nid, cl.size, cl.off, blocks)
 	}
 	n := roundUp(cl.size, blockSize) / blockSize
 	got, want := make([]byte, n*disk.FullEntrySize), make([]byte, n*disk.FullEntrySize)

@@ -33,14 +33,14 @@ type clusterMap struct {
 	count2 int64 // and how many of 2 bytes then
 
 	buf   [blockSize]byte
-	block int64 // what is in buf, 0 for nothing: that is the superblock's
+	block int64 // what is in buf, -1 for nothing
 }
 
 // maxSearch is how many entries behind or before another one of the same cluster can be.
 const maxSearch = disk.MaxClusterContents/blockSize + 1
 
 func (im *Image) newClusterMap(in Inode) (*clusterMap, error) {
-	m := &clusterMap{im: im, in: in}
+	m := &clusterMap{im: im, in: in, block: -1}
 	end := in.head + in.xattrs
 	b, err := m.bytes(disk.MapOffset(end), disk.MapHeaderSize)
 	if err != nil {
@@ -97,11 +97,11 @@ func (im *Image) checkMap(in Inode) error {
 // bytes gives n bytes at off, which don't cross a block's end. They are valid until the next call.
 func (m *clusterMap) bytes(off, n int64) ([]byte, error) {
 	block := off / blockSize
-	if off < 0 || block == 0 || off%blockSize+n > blockSize {
+	if off < 0 || off%blockSize+n > blockSize {
 		return nil, fmt.Errorf("%w: index at %d", ErrInvalid, off)
 	}
 	if block != m.block {
-		m.block = 0
+		m.block = -1
 		if err := m.im.read(m.buf[:], block*blockSize); err != nil {
 			return nil, fmt.Errorf("reading index: %w", err)
 		}

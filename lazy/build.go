@@ -182,7 +182,7 @@ func (c *Cache) write(ctx context.Context, f *store.Image, l *erofs.Layout, sour
 		}
 		ct := layers[ly].Contents[e.Content.Index]
 		if s := spools[ly]; s != nil {
-			if leaves, ok := s.LeavesOf(ct.SpoolOff, ct.Size); ok {
+			if leaves, ok := s.LeavesOf(ct.SpoolOff, ct.Size); ok && layer.BlocksKey(ct.Size, leaves) == ct.Key {
 				if err := f.Clone(e.Off, s.Data, ct.SpoolOff, ct.Size, leaves); err != nil {
 					return nil, err
 				}
@@ -200,8 +200,8 @@ func (c *Cache) write(ctx context.Context, f *store.Image, l *erofs.Layout, sour
 	}
 	var cerr error
 	err = c.holders(keys, f.Info.Key, func(k layer.Key, from *store.Image, e extent) bool {
-		if cerr == nil {
-			cerr = f.Clone(elsewhere[k].off, from.File(), e.off, e.size, from.Leaves(e.off, e.size))
+		if leaves := from.Leaves(e.off, e.size); cerr == nil && layer.BlocksKey(e.size, leaves) == k { // else it is damaged
+			cerr = f.Clone(elsewhere[k].off, from.File(), e.off, e.size, leaves)
 			delete(elsewhere, k)
 		}
 		return false

@@ -37,7 +37,7 @@ func (c *Cache) Fsck(ctx context.Context, k store.Key, repo func(store.Info) (Re
 	rep := FsckReport{Offsets: []int64{}}
 	im, err := c.Image(ctx, k)
 	if err == nil {
-		err = im.file.CheckInfo()
+		err = im.file.CheckFiles()
 	}
 	var p *plan
 	if err == nil {
@@ -122,6 +122,7 @@ func (c *Cache) heal(ctx context.Context, im *Image, p *plan, bad []int64, repo 
 	delete(c.images, info.Key)
 	c.mu.Unlock()
 	im.jobs.Wait()
+	im.cancel()
 	im.closeClones()
 	if err := im.file.Retire(); err != nil {
 		return err
@@ -210,7 +211,7 @@ func (c *Cache) remakeContent(im *Image, e extent, sources []source, layers []*l
 			continue
 		}
 		leaves, ok := sp.LeavesOf(ct.SpoolOff, ct.Size)
-		if !ok {
+		if !ok || layer.BlocksKey(ct.Size, leaves) != ct.Key {
 			break
 		}
 		return im.file.Clone(e.off, sp.Data, ct.SpoolOff, ct.Size, leaves)

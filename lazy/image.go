@@ -30,12 +30,15 @@ type Image struct {
 	fetched atomic.Int64 // compressed bytes asked of the network since the daemon runs
 	filling atomic.Bool
 	jobs    sync.WaitGroup
+	ctx     context.Context // of the jobs
+	cancel  context.CancelFunc
 
 	mu     sync.Mutex              // guards what follows; never held over I/O
 	repo   Blobs                   // nil until somebody names where to fetch from
 	done   []bool                  // chunks written by this process
 	parts  map[int64]map[int]int64 // blocks shared by chunks, by offset: bytes that each chunk wrote
 	jobsOf map[int]*job            // chunks being fetched
+	walks  walks                   // of readers
 	err    error                   // why the filler gave up, for status
 }
 
@@ -154,8 +157,8 @@ func (im *Image) Need(ctx context.Context, off, n int64) error {
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, im.c.opts.ReadTimeout, fmt.Errorf("no data for %v", im.c.opts.ReadTimeout))
 	defer cancel()
-	im.c.readers.Add(1)
-	defer im.c.readers.Add(-1)
+	im.c.readers.enter()
+	defer im.c.readers.leave()
 	var chunks []int
 	for i := im.plan.find(off / store.BlockSize * store.BlockSize); i < im.plan.extents; i++ {
 		e := im.plan.extent(i)
@@ -169,7 +172,9 @@ func (im *Image) Need(ctx context.Context, off, n int64) error {
 			if err := im.copyClone(ctx, i, e); err != nil {
 				return err
 			}
-			continue
+			if im.file.Has(e.off, e.size) {
+				continue
+			}
 		}
 		// whole blocks count, so a chunk that ends in the first block wanted is wanted too
 		from, to := max(off/store.BlockSize*store.BlockSize, e.off)-e.off, min((off+n+store.BlockSize-1)/store.BlockSize*store.BlockSize, e.off+e.size)-e.off
@@ -194,26 +199,31 @@ func (im *Image) hasChunkLocked(e extent, k int) bool {
 	return im.done[k] || im.file.Has(e.off+ch.Off, ch.Size)
 }
 
-// copyClone takes a content from another image.
+// copyClone takes a content from another image, unless it is damaged there: then the content is still missing.
 func (im *Image) copyClone(ctx context.Context, i int, e extent) error {
-	return im.obtain(ctx, []int{-1 - i}, func(int) bool { return im.file.Has(e.off, e.size) }, func(ctx context.Context, j *job) error {
+	return im.obtain(ctx, []int{-1 - i}, nil, func(int) bool { return im.file.Has(e.off, e.size) }, func(ctx context.Context, j *job) error {
 		cl := im.clones[i]
+		if !cl.from.Intact(ctx, cl.off, e.size) {
+			return ctx.Err()
+		}
 		return im.file.Clone(e.off, cl.from.File(), cl.off, e.size, cl.from.Leaves(cl.off, e.size))
 	})
 }
 
-// job is a fetch of neighbouring chunks of a layer. Its context ends with the last who waits for one of them.
+// job is a fetch of neighbouring chunks of a layer. Its context ends with the last who waits for one of them, unless some were
+// fetched for nobody.
 type job struct {
 	cancel  context.CancelFunc
 	waiters int
+	stays   bool
 	end     chan struct{}
 	err     error
 	got     map[int]chan struct{} // by chunk, closed when it was written
 }
 
 // obtain waits until everything in keys is there: by the jobs under way that others started, and by one of its own, work, for
-// what nobody has started. A job that others gave up is started anew. has is called with im.mu held.
-func (im *Image) obtain(ctx context.Context, keys []int, has func(key int) bool, work func(context.Context, *job) error) error {
+// what nobody has started, and with it for what of ahead nobody has. A job that others gave up is started anew. has is called with im.mu held.
+func (im *Image) obtain(ctx context.Context, keys, ahead []int, has func(key int) bool, work func(context.Context, *job) error) error {
 	for {
 		type wait struct {
 			j   *job
@@ -243,7 +253,14 @@ func (im *Image) obtain(ctx context.Context, keys []int, has func(key int) bool,
 			waits = append(waits, wait{j, k})
 		}
 		if own != nil {
-			wctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+			for _, k := range ahead {
+				if im.jobsOf[k] == nil && !has(k) {
+					own.got[k] = make(chan struct{})
+					im.jobsOf[k] = own
+					own.stays = true
+				}
+			}
+			wctx, cancel := context.WithCancel(im.ctx)
 			own.cancel = cancel
 			im.jobs.Add(1)
 			go im.do(wctx, own, work)
@@ -257,6 +274,11 @@ func (im *Image) obtain(ctx context.Context, keys []int, has func(key int) bool,
 			case <-w.j.got[w.key]:
 				continue
 			case <-w.j.end:
+				select {
+				case <-w.j.got[w.key]: // the error is of what came behind it
+					continue
+				default:
+				}
 				if w.j.err == nil {
 					continue
 				}
@@ -272,7 +294,7 @@ func (im *Image) obtain(ctx context.Context, keys []int, has func(key int) bool,
 		}
 		im.mu.Lock()
 		for j := range held {
-			if j.waiters--; j.waiters == 0 {
+			if j.waiters--; j.waiters == 0 && !j.stays {
 				j.cancel()
 			}
 		}
@@ -309,6 +331,7 @@ const (
 // run is the work of one job: chunks of one layer in the order of their places in its blob. ext and chunk go together.
 type run struct {
 	ext, chunk []int
+	wanted     []int // those of chunk that were asked for
 	layer      uint32
 	start, end int64
 }
@@ -333,15 +356,16 @@ func (im *Image) runs(pairs []int) []run {
 			r := &all[n-1]
 			if r.layer == w.layer && w.at.Start <= r.end+fetchGap && max(w.at.End, r.end)-r.start <= fetchMax {
 				r.ext, r.chunk, r.end = append(r.ext, w.ext), append(r.chunk, w.chunk), max(r.end, w.at.End)
+				r.wanted = r.chunk
 				continue
 			}
 		}
-		all = append(all, run{[]int{w.ext}, []int{w.chunk}, w.layer, w.at.Start, w.at.End})
+		all = append(all, run{ext: []int{w.ext}, chunk: []int{w.chunk}, wanted: []int{w.chunk}, layer: w.layer, start: w.at.Start, end: w.at.End})
 	}
 	return all
 }
 
-// fetchAll fetches these chunks, or waits for those that are being fetched.
+// fetchAll fetches these chunks for a reader, or waits for those that are being fetched.
 func (im *Image) fetchAll(ctx context.Context, pairs []int) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -351,6 +375,7 @@ func (im *Image) fetchAll(ctx context.Context, pairs []int) error {
 		slots <- struct{}{}
 		wg.Go(func() {
 			defer func() { <-slots }()
+			im.ahead(&r)
 			if err := im.fetch(ctx, r); err != nil {
 				cancel(err)
 			}
@@ -360,13 +385,13 @@ func (im *Image) fetchAll(ctx context.Context, pairs []int) error {
 	return context.Cause(ctx)
 }
 
-// fetch waits until every chunk of r was written, by a job of its own or by others.
+// fetch waits until every chunk of r that is asked for was written, by a job of its own or by others.
 func (im *Image) fetch(ctx context.Context, r run) error {
 	ext := make(map[int]extent, len(r.chunk))
 	for i, k := range r.chunk {
 		ext[k] = im.plan.extent(r.ext[i])
 	}
-	return im.obtain(ctx, r.chunk, func(k int) bool { return im.hasChunkLocked(ext[k], k) }, func(ctx context.Context, j *job) error { return im.fetchRun(ctx, r, j) })
+	return im.obtain(ctx, r.wanted, r.chunk, func(k int) bool { return im.hasChunkLocked(ext[k], k) }, func(ctx context.Context, j *job) error { return im.fetchRun(ctx, r, j) })
 }
 
 // fetchRun fetches those chunks of r that j has taken over.

@@ -16,7 +16,6 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -65,7 +64,7 @@ type Cache struct {
 
 	opening flights[string, *Image]   // by manifest digest
 	scans   flights[string, *scanned] // by layer digest and kind
-	readers atomic.Int64              // Needs that wait for the network: the fillers yield to them
+	readers readers                   // Needs that wait for the network: the fillers yield to them
 	mu      sync.Mutex                // guards what follows
 	images  map[store.Key]*Image      // open for filling
 	using   map[string]int            // layers whose spools openings use, by digest in hex
@@ -91,6 +90,7 @@ func (c *Cache) Close() error {
 	defer c.mu.Unlock()
 	var errs []error
 	for k, im := range c.images {
+		im.cancel()
 		im.jobs.Wait()
 		im.closeClones()
 		errs = append(errs, im.file.Retire())
@@ -132,6 +132,7 @@ func (c *Cache) load(ctx context.Context, k store.Key) (*Image, error) {
 
 func (c *Cache) newImage(f *store.Image) (*Image, error) {
 	im := &Image{c: c, file: f, jobsOf: make(map[int]*job)}
+	im.ctx, im.cancel = context.WithCancel(context.Background())
 	if f.State() == store.Sealed {
 		return im, nil
 	}
@@ -174,6 +175,7 @@ func (c *Cache) Remove(k store.Key) error {
 	delete(c.images, k)
 	c.mu.Unlock()
 	if im != nil {
+		im.cancel()
 		im.jobs.Wait()
 		im.closeClones()
 		if err := im.file.Retire(); err != nil {

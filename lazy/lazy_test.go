@@ -33,6 +33,9 @@ type memRepo struct {
 	root    v1.Descriptor
 	gone    atomic.Bool
 	fetched sync.Map // bytes by digest
+
+	requests atomic.Int64
+	hold     func() // where not nil, called by each Fetch before it answers
 }
 
 func newRepo() *memRepo { return &memRepo{blobs: make(map[v1.Hash][]byte)} }
@@ -66,6 +69,10 @@ func (b *memBlob) Size() int64 { return b.d.Size }
 func (b *memBlob) Fetch(_ context.Context, off, n int64) (io.ReadCloser, error) {
 	if b.r.gone.Load() {
 		return nil, fmt.Errorf("%w: gone", registry.ErrUnreachable)
+	}
+	b.r.requests.Add(1)
+	if b.r.hold != nil {
+		b.r.hold()
 	}
 	c, _ := b.r.fetched.LoadOrStore(b.d.Digest, new(atomic.Int64))
 	c.(*atomic.Int64).Add(n)
@@ -420,19 +427,23 @@ func TestOpenTogether(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	begun, goOn := make(chan struct{}, 100), make(chan struct{})
+	r.hold = func() { begun <- struct{}{}; <-goOn }
 	var wg sync.WaitGroup
-	for i := range 8 {
+	for range 7 {
 		wg.Go(func() {
-			ctx, cancel := context.WithCancel(context.Background())
-			defer cancel()
-			if i == 0 {
-				cancel()
-			}
-			if _, err := c.Open(ctx, n, r, OpenOptions{Platform: amd64}); err != nil && i > 0 {
+			if _, err := c.Open(context.Background(), n, r, OpenOptions{Platform: amd64}); err != nil {
 				t.Error(err)
 			}
 		})
 	}
+	<-begun
+	ctx, cancel := context.WithCancel(context.Background()) // of one who gives up
+	cancel()
+	if _, err := c.Open(ctx, n, r, OpenOptions{Platform: amd64}); err == nil {
+		t.Error("it was open before it was read")
+	}
+	close(goOn)
 	wg.Wait()
 	if got := r.of(l.d); got > l.d.Size {
 		t.Errorf("%d bytes were fetched of a layer of %d", got, l.d.Size)

@@ -5,13 +5,18 @@
 //
 // # Form
 //
-// The superblock in block 0, with the algorithm's configuration behind it; contents, in the order of the image that is read; inodes; blocks
-// of directories and symlinks. Nothing is aligned to more than a block, and nothing is padded.
+// The superblock in block 0, with the algorithm's configuration behind it; contents, in the order of the image that is read, without gaps;
+// inodes, directories breadth first; blocks of directories and symlinks. Nothing is aligned to more than a block, and nothing is padded.
 //
 // A content is cut into segments of 128 KiB. A segment that is smaller by a block at least when compressed is stored as a big physical
 // cluster, zeros before the compressed bytes; others are stored as they are. An inode whose content has a compressed segment has a full
 // index; all others are flat. Ends of flat contents of one segment, of directories and of symlinks are inline where they fit into a block
 // with their inode, and a content of one segment is compressed only where that makes it smaller than this.
+//
+// All of it follows Linux's fs/erofs/erofs_fs.h: erofs_super_block with EROFS_FEATURE_INCOMPAT_LZ4_0PADDING and _COMPR_CFGS, its
+// available_compr_algs, and z_erofs_lz4_cfgs or z_erofs_zstd_cfgs; EROFS_INODE_COMPRESSED_FULL with z_erofs_map_header,
+// Z_EROFS_ADVISE_BIG_PCLUSTER_1 and z_erofs_lcluster_index, of which zmap.c tells the rules; EROFS_INODE_FLAT_PLAIN and _INLINE. A
+// cluster is an LZ4 block (lz4_Block_format.md) or one Zstandard frame (RFC 8878, section 3.1.1) of a single segment, without checksum.
 //
 // Segments of 128 KiB cost 6 % of the compressed size in ends of blocks where 64 KiB cost 9 %; 256 KiB would win another 2 % and double
 // what is decompressed to read a byte. A full index costs 0.2 % of the uncompressed size, and no version of Linux reads it otherwise
@@ -21,12 +26,14 @@
 //
 // LZ4 images need Linux 5.13, which brought clusters of more than a block; in those a byte of LZ4 is the same as in 5.4, but with
 // clusters of one block they would be a quarter larger. Contents of several inodes are left uncompressed in them: before
-// Linux 6.0, who reads a compressed one through two inodes in the same moment may get an error. Zstandard images need Linux 6.10.
+// Linux 6.0, who reads a compressed one through two inodes in the same moment may get an error. So several images of one base, packed
+// into one, hardly shrink with LZ4: take Zstandard for them. Zstandard images need Linux 6.10.
 //
 // # Same bytes
 //
-// The result depends on the image's contents, the algorithm, the level and the versions of the compressing libraries, and on
-// nothing else.
+// The result depends on the image's contents, the algorithm, the level and the versions of the two compressing libraries (in go.mod), and
+// on nothing else: not on the number of processors. A new version of a library may compress otherwise: then the image is another one of
+// the same tree, and of the same UUID.
 package compress
 
 import (
@@ -89,11 +96,10 @@ type Options struct {
 }
 
 const (
-	blockSize     = disk.BlockSize
-	segmentSize   = 128 << 10
-	maxClusterLen = segmentSize/blockSize - 1 // blocks of a compressed segment: one less at least
-	rootNid       = 1
-	maxBlocks     = math.MaxUint32
+	blockSize   = disk.BlockSize
+	segmentSize = erofs.SegmentSize
+	rootNid     = 1
+	maxBlocks   = math.MaxUint32
 )
 
 // Write writes the compressed form of an image to w, each byte at most once and the first block last, and gives its size in bytes. What
@@ -141,9 +147,8 @@ func superBlock(from erofs.Super, inodes int, meta, size int64, a Algorithm) []b
 		Inodes: uint64(inodes), Blocks: uint32(size / blockSize), MetaBlock: uint32(meta / blockSize), UUID: from.UUID,
 		FeatureIncompat: disk.IncompatZeroPadding | disk.IncompatConfigs, Algorithms: 1 << a.number(),
 	}
-	configs := disk.Configs{LZ4: disk.LZ4Config{MaxDistance: math.MaxUint16, MaxBlocks: maxClusterLen}, Zstd: disk.ZstdConfig{WindowLog: windowLog}}
 	b := make([]byte, blockSize)
-	copy(b[s.ConfigOffset():], configs.Append(nil, s.Algorithms))
+	copy(b[s.ConfigOffset():], erofs.CompressionConfigs().Append(nil, s.Algorithms))
 	s.Seal(b)
 	return b
 }

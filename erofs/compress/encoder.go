@@ -8,9 +8,6 @@ import (
 	"github.com/pierrec/lz4/v4"
 )
 
-// windowLog is log2 of the largest window of a segment compressed with Zstandard, which is the segment.
-const windowLog = 17
-
 // encoder compresses one segment after the other: src to the beginning of dst, giving the length, or 0 if dst is too short.
 type encoder func(dst, src []byte) (int, error)
 
@@ -52,7 +49,7 @@ func newZstd(level int) (encoder, error) {
 	}
 	// a window as big as the segment whatever the level, no checksum: Linux has no use for it
 	e, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.EncoderLevelFromZstd(level)), zstd.WithEncoderConcurrency(1), zstd.WithEncoderCRC(false),
-		zstd.WithSingleSegment(true), zstd.WithWindowSize(1<<windowLog))
+		zstd.WithSingleSegment(true), zstd.WithWindowSize(segmentSize))
 	if err != nil {
 		return nil, err
 	}

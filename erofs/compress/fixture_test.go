@@ -59,9 +59,18 @@ func plain(t testing.TB, files []file, others ...tree.Entry) (*os.File, int64) {
 		}
 		entries = append(entries, tree.Entry{Name: f.name, Type: tree.Regular, Mode: 0o644, Size: int64(len(f.b)), Content: k, Mtime: tree.Time{Sec: 1_600_000_000, Nsec: 7}})
 	}
+	return layOut(t, append(entries, others...), func(w io.WriterAt, content int32, off int64) error {
+		_, err := w.WriteAt(contents[content], off)
+		return err
+	})
+}
+
+// layOut makes an image of layout version 1 in a file. It calls write for each content, where that goes.
+func layOut(t testing.TB, entries []tree.Entry, write func(w io.WriterAt, content int32, off int64) error) (*os.File, int64) {
+	t.Helper()
 	b := tree.NewBuilder(tree.Options{})
 	err := b.AddLayer(func(yield func(tree.Entry, error) bool) {
-		for _, e := range append(entries, others...) {
+		for _, e := range entries {
 			if !yield(e, nil) {
 				return
 			}
@@ -94,7 +103,7 @@ func plain(t testing.TB, files []file, others ...tree.Entry) (*os.File, int64) {
 		t.Fatal(err)
 	}
 	for _, e := range l.Extents() {
-		if _, err := f.WriteAt(contents[e.Content.Index], e.Off); err != nil {
+		if err := write(f, e.Content.Index, e.Off); err != nil {
 			t.Fatal(err)
 		}
 	}

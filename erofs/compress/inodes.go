@@ -1,29 +1,22 @@
 package compress
 
 import (
-	"cmp"
 	"context"
-	"slices"
 
 	"github.com/pexfs/pex/erofs"
 	"github.com/pexfs/pex/erofs/disk"
 )
 
-// writeInodes writes all inodes with what follows them, in the order of their places, up to the blocks behind.
+// writeInodes writes all inodes with what follows them, up to the blocks behind.
 func (t *transfer) writeInodes(ctx context.Context, out *output, meta int64) error {
-	order := make([]int32, len(t.nodes))
-	for i := range order {
-		order[i] = int32(i)
-	}
-	slices.SortFunc(order, func(a, b int32) int { return cmp.Compare(t.nodes[a].to, t.nodes[b].to) })
-	for _, i := range order {
+	for i := range t.nodes {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
 		if err := out.zeros(meta + int64(t.nodes[i].to)*disk.SlotSize); err != nil {
 			return err
 		}
-		b, err := t.encode(i)
+		b, err := t.encode(int32(i))
 		if err != nil {
 			return err
 		}

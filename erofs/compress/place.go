@@ -7,10 +7,7 @@ import (
 	"github.com/pexfs/pex/erofs/disk"
 )
 
-const (
-	slotsPerBlock  = blockSize / disk.SlotSize
-	maxInodeBlocks = 4 << 20 // 16 GiB
-)
+const maxMeta = 16 << 30 // bytes of metadata that erofs.Check reads
 
 // inodeLen is how many bytes an inode has with its attributes and what else follows it.
 func (t *transfer) inodeLen(n *node) int64 {
@@ -24,20 +21,17 @@ func (t *transfer) inodeLen(n *node) int64 {
 	return head
 }
 
-// place gives each inode its slots behind meta, where metadata begins, and blocks behind all inodes to what is not inline of
-// directories and symlinks. Inodes don't cross a block's end with what follows them; those that must, begin a block. Each goes to
-// the block with the least room that it fits into.
+// place gives each inode its slots behind meta, where metadata begins, one after the other, and blocks behind all inodes to what is not
+// inline of directories and symlinks. An inode doesn't cross a block's end, nor does it with what is inline; an index may.
 func (t *transfer) place(meta int64) error {
-	blocks := int64(0)
-	var open [slotsPerBlock + 1][]uint32 // blocks by how many slots are free, which are the last ones
-	data := int64(0)
+	at, data := int64(rootNid*disk.SlotSize), int64(0) // bytes of inodes, and blocks
 	for i := range t.nodes {
 		n := &t.nodes[i]
 		if n.kind == disk.TypeDir || n.kind == disk.TypeSymlink {
 			tail := n.size % blockSize
 			room := int64(blockSize)
 			if i == 0 {
-				room -= rootNid * disk.SlotSize
+				room -= at
 			}
 			n.inline = tail > 0 && disk.InodeExtended+int64(n.xattrs)+tail <= room
 			count := n.size / blockSize
@@ -47,40 +41,19 @@ func (t *transfer) place(meta int64) error {
 			n.start = uint32(data)
 			data += count
 		}
-		slots := roundUp(t.inodeLen(n), disk.SlotSize) / disk.SlotSize
-		at, end := int64(0), int64(0)
-		if best := bestFit(&open, slots); best > 0 {
-			last := len(open[best]) - 1
-			block := open[best][last]
-			open[best] = open[best][:last]
-			end = (int64(block) + 1) * slotsPerBlock
-			at = end - int64(best)
-		} else {
-			at = blocks * slotsPerBlock
-			if i == 0 {
-				at += rootNid
-			}
-			blocks = (at+slots-1)/slotsPerBlock + 1
-			end = blocks * slotsPerBlock
+		together := int64(disk.InodeExtended)
+		if n.inline {
+			together = t.inodeLen(n)
 		}
-		n.to = uint32(at)
-		if left := end - at - slots; left > 0 {
-			open[left] = append(open[left], uint32(end/slotsPerBlock-1))
+		if at%blockSize+together > blockSize {
+			at = roundUp(at, blockSize)
 		}
-		if blocks+data > maxInodeBlocks {
-			return fmt.Errorf("placing inodes: metadata of more than %d bytes: %w", int64(maxInodeBlocks)*blockSize, erofs.ErrTooBig)
+		n.to = uint32(at / disk.SlotSize)
+		at = roundUp(at+t.inodeLen(n), disk.SlotSize)
+		if at+data*blockSize > maxMeta {
+			return fmt.Errorf("placing inodes: metadata of more than %d bytes: %w", int64(maxMeta), erofs.ErrTooBig)
 		}
 	}
-	t.dataFrom = meta + blocks*blockSize
+	t.dataFrom = meta + roundUp(at, blockSize)
 	return nil
-}
-
-// bestFit gives the least number of free slots of an open block that is enough, or 0.
-func bestFit(open *[slotsPerBlock + 1][]uint32, slots int64) int {
-	for k := slots; k <= slotsPerBlock; k++ {
-		if len(open[k]) > 0 {
-			return int(k)
-		}
-	}
-	return 0
 }

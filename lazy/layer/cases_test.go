@@ -89,7 +89,8 @@ func TestCasesByTOC(t *testing.T) {
 		t.Run(f.name, func(t *testing.T) {
 			all := casesInTar(t)
 			if !f.asIs {
-				all = slices.DeleteFunc(all, doubled)
+				// Forms of one layer have nothing to do with the number of layers: the two that leave the tar as it is have the large cases.
+				all = slices.DeleteFunc(all, func(c treetest.Case) bool { return doubled(c) || len(c.Layers) > 100 })
 			}
 			for i := range all {
 				if all[i].Err == "" {
@@ -99,7 +100,7 @@ func TestCasesByTOC(t *testing.T) {
 			treetest.Run(t, all, func(t *testing.T, c treetest.Case) (*tree.Tree, func(tree.Content) []byte, error) {
 				return readLayers(t, c, func(src []byte) ([]tree.Entry, []string) {
 					b, d, diffID := f.make(t, src)
-					ix, err := ReadTOC(t.Context(), blobtest.Bytes(b), d)
+					ix, err := ReadTOC(t.Context(), blobtest.Bytes(b), d, Limits{})
 					if errors.Is(err, ErrNoTOC) {
 						entries, texts := readTar(t, b, diffID)
 						return seconds(entries), texts

@@ -18,8 +18,6 @@ import (
 )
 
 const (
-	maxChunks = 4 << 20  // chunks of a layer
-	maxMember = 1 << 30  // bytes of what a member inflates to that have to be inflated to get at a chunk
 	holePiece = 4 << 20  // bytes of the pieces that a hole beyond maxChunk is cut into
 	fffd      = "\uFFFD" // what JSON has in the place of what isn't UTF-8
 )
@@ -27,25 +25,17 @@ const (
 // parseTOC turns the JSON of a TOC into an index. end is where the blob's data ends: no chunk reaches beyond it.
 func parseTOC(raw []byte, end int64, f Format, lim Limits) (*Index, error) {
 	const usual = 350 // bytes of an entry: most have two digests
-	b := tocBuilder{ix: &Index{Source: FromTOC, Format: f}, end: end, lim: lim, key: sha256.New()}
-	b.ix.Entries = make([]tree.Entry, 0, len(raw)/usual)
-	b.ix.Chunks = make([]Chunk, 0, len(raw)/usual)
-	n := 0
-	version, err := scanTOC(raw, func(e *tocEntry) error {
-		n++
-		if err := b.add(e); err != nil {
-			return &entryError{n - 1, string(e.name[:min(len(e.name), 200)]), err}
-		}
-		return nil
-	})
+	b := tocBuilder{ix: &Index{Source: FromTOC, Format: f}, end: end, sum: tally{lim: lim}, key: sha256.New()}
+	b.ix.Entries = make([]tree.Entry, 0, max(0, min(len(raw)/usual, lim.MaxEntries)))
+	b.ix.Chunks = make([]Chunk, 0, min(len(raw)/usual, maxChunks))
+	version, err := scanTOC(raw, b.add)
 	var bad *entryError
-	if errors.As(err, &bad) {
+	switch {
+	case errors.As(err, &bad):
 		return nil, fmt.Errorf("reading TOC: %w", err)
-	}
-	if err != nil {
+	case err != nil:
 		return nil, noTOC("%v", err)
-	}
-	if version != 0 && version != 1 { // nobody has ever written another
+	case version != 0 && version != 1: // nobody has ever written another
 		return nil, noTOC("it is of version %d", version)
 	}
 	if err := b.closeFile(); err != nil {
@@ -57,14 +47,17 @@ func parseTOC(raw []byte, end int64, f Format, lim Limits) (*Index, error) {
 	return b.ix, nil
 }
 
-// entryError says which entry of a TOC an error is about.
+// entryError says which entry of a TOC an error is about. They are counted as those of a tar are: from 0, without eStargz's
+// own files, and a file's chunks are of its entry.
 type entryError struct {
 	number int
 	name   string
 	err    error
 }
 
-func (e *entryError) Error() string { return fmt.Sprintf("entry %d %q: %v", e.number, e.name, e.err) }
+func (e *entryError) Error() string {
+	return fmt.Sprintf("entry %d %.200q: %v", e.number, e.name, e.err)
+}
 func (e *entryError) Unwrap() error { return e.err }
 
 // tocBuilder makes an index of a TOC's entries. A regular file's entry is its first chunk too; its other chunks are the
@@ -72,9 +65,8 @@ func (e *entryError) Unwrap() error { return e.err }
 type tocBuilder struct {
 	ix   *Index
 	end  int64
-	lim  Limits
-	size int64 // of all contents so far
-	file file  // the last regular file that isn't empty, while it may get more chunks
+	sum  tally
+	file file // the last regular file that isn't empty, while it may get more chunks
 	key  hash.Hash
 	// the last time that was parsed: neighbours tend to have the same
 	timeText []byte
@@ -84,6 +76,7 @@ type tocBuilder struct {
 type file struct {
 	open      bool
 	added     bool // by eStargz: it gets no content
+	number    int  // of its entry
 	name      []byte
 	digest    []byte // of it all
 	size      int64
@@ -91,19 +84,34 @@ type file struct {
 	endOffset int64 // of its last chunk's member, or 0
 }
 
+func (f *file) error(err error) error { return &entryError{f.number, string(f.name), err} }
+
+// add adds an entry of the TOC.
 func (b *tocBuilder) add(e *tocEntry) error {
+	next := file{number: len(b.ix.Entries), name: e.name}
 	if string(e.typ) == "chunk" {
 		if !b.file.open {
-			return errors.New("a chunk that belongs to no file")
+			return next.error(errors.New("a chunk that belongs to no file"))
 		}
 		if len(e.name) > 0 && !bytes.Equal(e.name, b.file.name) {
-			return fmt.Errorf("a chunk of it behind %.200q", b.file.name)
+			return b.file.error(fmt.Errorf("behind it is a chunk of %.200q", e.name))
 		}
-		return b.chunk(e)
+		if err := b.chunk(e); err != nil {
+			return b.file.error(err)
+		}
+		return nil
 	}
 	if err := b.closeFile(); err != nil {
 		return err
 	}
+	if err := b.entry(e); err != nil {
+		return next.error(err)
+	}
+	return nil
+}
+
+// entry adds an entry that isn't of type "chunk".
+func (b *tocBuilder) entry(e *tocEntry) error {
 	out, err := e.entry()
 	if err != nil {
 		return err
@@ -111,15 +119,11 @@ func (b *tocBuilder) add(e *tocEntry) error {
 	if out.Mtime, err = b.parseTime(e.modTime); err != nil {
 		return err
 	}
-	isAdded := added(out.Name)
+	number, isAdded := len(b.ix.Entries), added(out.Name)
 	if !isAdded {
-		if len(b.ix.Entries) >= b.lim.MaxEntries {
-			return fmt.Errorf("%w: more than %d entries", ErrLimit, b.lim.MaxEntries)
+		if err := b.sum.add(&out); err != nil {
+			return err
 		}
-		if out.Size > b.lim.MaxSize-b.size {
-			return fmt.Errorf("%w: with its %d bytes the layer's files have more than %d", ErrLimit, out.Size, b.lim.MaxSize)
-		}
-		b.size += out.Size
 		if out.Type == tree.Regular && out.Size > 0 {
 			out.Content = int32(len(b.ix.Contents)) // fewer than entries
 			b.ix.Contents = append(b.ix.Contents, Content{Size: out.Size, FirstChunk: uint32(len(b.ix.Chunks))})
@@ -129,7 +133,10 @@ func (b *tocBuilder) add(e *tocEntry) error {
 	if out.Type != tree.Regular || out.Size == 0 {
 		return nil
 	}
-	b.file = file{open: true, added: isAdded, name: e.name, digest: e.digest, size: e.size, endOffset: e.endOffset}
+	if e.endOffset < 0 {
+		return fmt.Errorf("a chunk at offset %d ends at %d", e.offset, e.endOffset)
+	}
+	b.file = file{open: true, added: isAdded, number: number, name: e.name, digest: e.digest, size: e.size, endOffset: e.endOffset}
 	return b.chunk(e)
 }
 
@@ -310,7 +317,7 @@ func (b *tocBuilder) closeFile() error {
 	}
 	f.open = false
 	if f.have != f.size {
-		return fmt.Errorf("the chunks of %.200q have %d bytes, the file has %d", f.name, f.have, f.size)
+		return f.error(fmt.Errorf("its chunks have %d bytes, the file has %d", f.have, f.size))
 	}
 	c := &b.ix.Contents[len(b.ix.Contents)-1]
 	chunks := b.ix.Chunks[c.FirstChunk:]
@@ -339,15 +346,17 @@ func (b *tocBuilder) bound() error {
 		return cmp.Or(cmp.Compare(chunks[i].Start, chunks[j].Start), cmp.Compare(chunks[i].Inner, chunks[j].Inner))
 	})
 	for len(order) > 0 {
-		first := &chunks[order[0]]
+		first, last := &chunks[order[0]], order[0] // last is what says the end
 		n, end, inner := 0, int64(0), int64(0)
 		for ; n < len(order) && chunks[order[n]].Start == first.Start; n++ {
 			c := &chunks[order[n]]
 			if c.Inner < inner && !sameBytes(c, &chunks[order[n-1]]) {
-				return fmt.Errorf("chunks overlap at offset %d, %d within", c.Start, c.Inner)
+				return b.chunkError(order[n], "a chunk at offset %d, %d within, overlaps another one", c.Start, c.Inner)
 			}
 			inner = c.Inner + c.Size
-			end = max(end, c.End)
+			if c.End > end {
+				end, last = c.End, order[n]
+			}
 		}
 		next := b.end
 		if n < len(order) {
@@ -357,9 +366,9 @@ func (b *tocBuilder) bound() error {
 		case end == 0:
 			end = next
 		case end <= first.Start:
-			return fmt.Errorf("a chunk at offset %d ends at %d", first.Start, end)
+			return b.chunkError(last, "a chunk at offset %d ends at %d", first.Start, end)
 		case end > next:
-			return fmt.Errorf("a chunk at offset %d reaches to %d, where %d is not its own", first.Start, end, next)
+			return b.chunkError(last, "a chunk at offset %d reaches to %d, where %d is not its own", first.Start, end, next)
 		}
 		for _, i := range order[:n] {
 			chunks[i].End = end
@@ -367,6 +376,18 @@ func (b *tocBuilder) bound() error {
 		order = order[n:]
 	}
 	return nil
+}
+
+// chunkError is an error about a chunk of the index, and names the first file that has it.
+func (b *tocBuilder) chunkError(chunk int32, format string, a ...any) error {
+	i := slices.IndexFunc(b.ix.Entries, func(e tree.Entry) bool {
+		if e.Type != tree.Regular || e.Size == 0 {
+			return false
+		}
+		c := b.ix.Contents[e.Content]
+		return uint32(chunk)-c.FirstChunk < c.Chunks
+	})
+	return &entryError{i, b.ix.Entries[i].Name, fmt.Errorf(format, a...)}
 }
 
 // sameBytes tells whether two chunks are the same bytes of a blob.

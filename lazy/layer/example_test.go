@@ -42,7 +42,7 @@ func ExampleReadTOC() {
 
 	ctx, blob := context.Background(), blobtest.Bytes(b)
 	d := v1.Descriptor{Size: blob.Size(), Annotations: map[string]string{estargz.TOCJSONDigestAnnotation: made.TOCDigest().String()}}
-	ix, err := layer.ReadTOC(ctx, blob, d)
+	ix, err := layer.ReadTOC(ctx, blob, d, layer.Limits{})
 	if err != nil {
 		log.Fatal(err)
 	}

@@ -17,6 +17,7 @@ import (
 	"github.com/containerd/stargz-snapshotter/estargz/zstdchunked"
 	"github.com/google/go-cmp/cmp"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 
 	"github.com/pexfs/pex/lazy/blob/blobtest"
@@ -55,7 +56,7 @@ func eStargz(opts ...estargz.Option) func(testing.TB, []byte) ([]byte, v1.Descri
 func asItIs(t testing.TB, src []byte) ([]byte, v1.Descriptor, v1.Hash) {
 	t.Helper()
 	var b bytes.Buffer
-	w := estargz.NewWriter(&b)
+	w := estargz.NewWriterLevel(&b, gzip.BestSpeed)
 	w.ChunkSize = 50_000
 	if err := w.AppendTarLossLess(bytes.NewReader(src)); err != nil {
 		t.Fatal(err)
@@ -76,12 +77,19 @@ func asItIs(t testing.TB, src []byte) ([]byte, v1.Descriptor, v1.Hash) {
 func zstdChunked(opts ...estargz.Option) func(testing.TB, []byte) ([]byte, v1.Descriptor, v1.Hash) {
 	return func(t testing.TB, src []byte) ([]byte, v1.Descriptor, v1.Hash) {
 		ann := map[string]string{}
-		c := zstdCompression{&zstdchunked.Compressor{CompressionLevel: zstd.SpeedDefault, Metadata: ann}, new(zstdchunked.Decompressor)}
+		c := smallWindows{zstdCompression{&zstdchunked.Compressor{CompressionLevel: zstd.SpeedDefault, Metadata: ann}, new(zstdchunked.Decompressor)}}
 		b, _, diffID := built(t, src, append(slices.Clone(opts), estargz.WithCompression(c))...)
 		d := descriptor(b)
 		d.Annotations = ann
 		return b, d, diffID
 	}
+}
+
+// smallWindows makes frames with windows of 64 KiB. The estargz package's own take megabytes of memory for every layer.
+type smallWindows struct{ zstdCompression }
+
+func (smallWindows) Writer(w io.Writer) (estargz.WriteFlushCloser, error) {
+	return zstd.NewWriter(w, zstd.WithEncoderConcurrency(1), zstd.WithLowerEncoderMem(true), zstd.WithWindowSize(64<<10))
 }
 
 // containersImage makes zstd:chunked as containers/image does: the tar stays as it is, with no landmark. Headers and padding are in
@@ -234,7 +242,7 @@ func sameAsTar(t *testing.T, b []byte, d v1.Descriptor, diffID v1.Hash) *Index {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ix, err := ReadTOC(t.Context(), blobtest.Bytes(b), d)
+	ix, err := ReadTOC(t.Context(), blobtest.Bytes(b), d, Limits{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -305,5 +313,39 @@ func TestLandmarks(t *testing.T) {
 		if diff := cmp.Diff(want, names); diff != "" {
 			t.Error(diff)
 		}
+	}
+}
+
+// TestMembers has chunks in members that estargz and containers/image don't write, but RFC 1952 and RFC 8878 allow.
+func TestMembers(t *testing.T) {
+	body := text(50_000, 1)
+	a, b := []byte(body[:20_000]), []byte(body[20_000:])
+	for _, tt := range []struct {
+		name   string
+		format Format
+		member []byte
+	}{
+		{"gzip with every field of the header", Gzip, gzHeader(t, []byte(body), true)},
+		{"gzip of two members", Gzip, gz(t, a, b)},
+		{"gzip with empty members", Gzip, gz(t, nil, a, nil, nil, b, nil)},
+		{"gzip, stored", Gzip, gzLevel(t, []byte(body), gzip.NoCompression)},
+		{"zstd without content size", Zstd, zstFrame(t, []byte(body))},
+		{"zstd of two frames", Zstd, slices.Concat(zst(t, a), zstFrame(t, b))},
+		{"zstd with empty and skippable frames", Zstd, slices.Concat(skippable(nil), zst(t, nil), zst(t, a), skippable(make([]byte, 70)), zst(t, b))},
+		{"zstd with a window of 64 MiB", Zstd, zstFrame(t, []byte(body), zstd.WithWindowSize(64<<20))},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			data := append([]byte("#"), tt.member...)
+			toc := fmt.Sprintf(`{"entries":[{"name":"a","type":"reg","size":50000,"offset":1,"chunkSize":30000,"chunkDigest":%q},`+
+				`{"type":"chunk","offset":1,"innerOffset":30000,"chunkOffset":30000,"chunkDigest":%q}]}`, digestOf([]byte(body[:30_000])), digestOf([]byte(body[30_000:])))
+			ix, err := parseTOC([]byte(toc), int64(len(data)), tt.format, Limits{}.withDefaults())
+			if err != nil {
+				t.Fatal(err)
+			}
+			got, err := contents(t, ix, data)
+			if err != nil || got[0] != body {
+				t.Errorf("%d bytes, %v", len(got[0]), err)
+			}
+		})
 	}
 }

@@ -15,9 +15,6 @@ type scanner struct {
 	err   error
 }
 
-// maxDepth bounds how deep values may nest that nobody reads.
-const maxDepth = 64
-
 func (s *scanner) fail(what string) {
 	if s.err == nil {
 		s.err = fmt.Errorf("JSON at byte %d: %s", s.pos, what)
@@ -119,6 +116,9 @@ func (s *scanner) text() []byte {
 		case c == '"':
 			s.pos++
 			return s.b[start : s.pos-1]
+		case s.pos-start > maxText:
+			s.fail("a string too long")
+			return nil
 		case c == '\\' || c >= utf8.RuneSelf:
 			return s.longText(bytes.Clone(s.b[start:s.pos]))
 		case c < ' ':
@@ -133,6 +133,10 @@ func (s *scanner) text() []byte {
 // longText goes on with a string of which b was read.
 func (s *scanner) longText(b []byte) []byte {
 	for s.pos < len(s.b) {
+		if len(b) > maxText {
+			s.fail("a string too long")
+			return nil
+		}
 		switch c := s.b[s.pos]; {
 		case c == '"':
 			s.pos++

@@ -5,9 +5,12 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"encoding/binary"
 	"encoding/hex"
+	"fmt"
 	"io"
 	"math/rand/v2"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"testing"
@@ -24,6 +27,12 @@ import (
 	"github.com/pexfs/pex/lazy/tree"
 )
 
+// TestMain lets the heap grow: the tests make many large buffers that don't last, on a heap so small that the collector would never rest.
+func TestMain(m *testing.M) {
+	debug.SetGCPercent(400)
+	m.Run()
+}
+
 // member is a tar entry and its content.
 type member struct {
 	tar.Header
@@ -31,7 +40,12 @@ type member struct {
 }
 
 func reg(name, body string) member {
-	return member{tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: 0o644, Size: int64(len(body)), ModTime: time.Unix(1e9, 0)}, body}
+	return member{header(name, len(body)), body}
+}
+
+// header is a file's, without its content.
+func header(name string, size int) tar.Header {
+	return tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: 0o644, Size: int64(size), ModTime: time.Unix(1e9, 0)}
 }
 
 func makeTar(t testing.TB, members ...member) []byte {
@@ -50,6 +64,45 @@ func makeTar(t testing.TB, members ...member) []byte {
 		t.Fatal(err)
 	}
 	return b.Bytes()
+}
+
+// rawHeader is an entry's header in GNU's format, of a size of 0, with a change that tar.Writer would not make.
+func rawHeader(name string, typ byte, change func(h []byte)) []byte {
+	h := make([]byte, 512)
+	copy(h, name)
+	copy(h[100:], "0000644\x000000000\x000000000\x0000000000000\x0000000000000\x00")
+	h[156] = typ
+	copy(h[257:], "ustar  \x00")
+	change(h)
+	copy(h[148:], "        ")
+	sum := 0
+	for _, c := range h {
+		sum += int(c)
+	}
+	copy(h[148:], fmt.Sprintf("%06o\x00 ", sum))
+	return h
+}
+
+// base256 writes a number as GNU tar does where octal digits don't do.
+func base256(field []byte, v int64) {
+	for i := range field {
+		field[i] = byte(v >> 63)
+	}
+	binary.BigEndian.PutUint64(field[len(field)-8:], uint64(v))
+	field[0] |= 0x80
+}
+
+// oldSparse is an old-GNU sparse file of size bytes that has 512 bytes of 'x' at offset at.
+func oldSparse(name string, at, size int64) []byte {
+	h := rawHeader(name, 'S', func(h []byte) {
+		copy(h[124:], fmt.Sprintf("%011o\x00", 512))
+		base256(h[386:398], at)
+		copy(h[398:], fmt.Sprintf("%011o\x00", 512))
+		base256(h[410:422], size)
+		copy(h[422:], fmt.Sprintf("%011o\x00", 0))
+		base256(h[483:495], size)
+	})
+	return append(h, bytes.Repeat([]byte{'x'}, 512)...)
 }
 
 // text is n bytes that shrink to about a quarter, the same in every run.
@@ -203,6 +256,13 @@ func seconds(entries []tree.Entry) []tree.Entry {
 // sameEntries compares entries, but for the numbers of contents.
 func sameEntries(t *testing.T, got, want []tree.Entry) {
 	t.Helper()
+	same := func(a, b tree.Entry) bool {
+		a.Content, b.Content = 0, 0
+		return sameEntry(a, b)
+	}
+	if slices.EqualFunc(got, want, same) {
+		return
+	}
 	if d := cmp.Diff(want, got, cmpopts.EquateEmpty(), cmpopts.IgnoreFields(tree.Entry{}, "Content")); d != "" {
 		t.Errorf("entries (-want +got):\n%s", d)
 	}
@@ -249,6 +309,7 @@ func contents(t testing.TB, ix *Index, blob []byte) ([]string, error) {
 // built is a layer as estargz.Build makes it.
 func built(t testing.TB, src []byte, opts ...estargz.Option) (b []byte, tocDigest string, diffID v1.Hash) {
 	t.Helper()
+	opts = append([]estargz.Option{estargz.WithCompressionLevel(gzip.BestSpeed)}, opts...)
 	eb, err := estargz.Build(io.NewSectionReader(bytes.NewReader(src), 0, int64(len(src))), opts...)
 	if err != nil {
 		t.Fatal(err)

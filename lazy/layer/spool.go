@@ -3,7 +3,6 @@ package layer
 import (
 	"bytes"
 	"crypto/sha256"
-	"encoding/binary"
 	"fmt"
 	"hash"
 	"io"
@@ -40,8 +39,7 @@ func newSpoolWriter(data, leaves io.WriterAt) *spoolWriter {
 func (w *spoolWriter) content(r io.Reader, size int64) (Content, error) {
 	c := Content{Size: size, SpoolOff: w.off + int64(len(w.buf))}
 	w.key.Reset()
-	_, _ = io.WriteString(w.key, "pex blocks 1") // a hash never fails
-	_, _ = w.key.Write(binary.LittleEndian.AppendUint64(nil, uint64(size)))
+	beginBlocks(w.key, size)
 	if w.buf == nil {
 		w.buf = make([]byte, 0, spoolBuf)
 	}

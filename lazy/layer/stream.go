@@ -52,7 +52,7 @@ func readLayer(ctx context.Context, r io.Reader, d v1.Descriptor, diffID v1.Hash
 	defer cancel()
 	raw := &hashReader{r: r, h: sha256.New(), max: d.Size, progress: lim.Progress}
 	in := newAhead(ctx, raw)
-	s := &streamer{to: to, lim: lim}
+	s := &streamer{to: to, sum: tally{lim: lim}}
 	err := s.inflate(ctx, cancel, bufio.NewReaderSize(in, 64<<10))
 	in.stop()
 	if raw.err != nil { // says more than what a decoder made of it
@@ -75,12 +75,9 @@ func readLayer(ctx context.Context, r io.Reader, d v1.Descriptor, diffID v1.Hash
 
 // streamer reads a layer's blob.
 type streamer struct {
-	to      sink
-	lim     Limits
-	tar     *hashReader
-	entries int
-	size    int64 // of all contents so far
-	strings int64 // bytes of names and attributes so far
+	to  sink
+	tar *hashReader
+	sum tally
 }
 
 // inflate reads all of the blob. When it returns r isn't in use any more. cancel ends what feeds r.
@@ -95,7 +92,7 @@ func (s *streamer) inflate(ctx context.Context, cancel context.CancelFunc, r *bu
 		cancel()
 		out.stop()
 	}()
-	s.tar = &hashReader{r: out, h: sha256.New(), max: s.lim.MaxSize}
+	s.tar = &hashReader{r: out, h: sha256.New(), max: s.sum.lim.MaxSize}
 	err = s.readTar()
 	if err == nil {
 		_, err = io.Copy(io.Discard, s.tar) // padding, and whatever follows the tar: the diffID covers it
@@ -103,8 +100,8 @@ func (s *streamer) inflate(ctx context.Context, cancel context.CancelFunc, r *bu
 	if err == nil {
 		err = s.to.close()
 	}
-	if s.tar.n > s.lim.MaxSize {
-		err = fmt.Errorf("%w: it inflates to more than %d bytes", ErrLimit, s.lim.MaxSize)
+	if s.tar.n > s.tar.max {
+		err = fmt.Errorf("%w: it inflates to more than %d bytes", ErrLimit, s.tar.max)
 	}
 	if err != nil {
 		return fmt.Errorf("at offset %d of the tar: %w", s.tar.n, err)

@@ -14,90 +14,9 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	v1 "github.com/google/go-containerregistry/pkg/v1"
 
-	"github.com/pexfs/pex/lazy/blob"
 	"github.com/pexfs/pex/lazy/tree"
 )
-
-func TestStreamForms(t *testing.T) {
-	src := makeTar(t, sample()...)
-	want, err := stream(t, src, digestOf(src), Limits{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	want.check(t)
-	bodies := map[string]string{}
-	for _, m := range sample() {
-		bodies[m.Name] = m.body
-	}
-	for _, e := range want.Entries {
-		if want.content(e) != bodies[e.Name] {
-			t.Errorf("%s has another content", e.Name)
-		}
-	}
-	if len(want.Entries) != len(sample()) {
-		t.Fatalf("%d entries", len(want.Entries))
-	}
-	half := len(src) / 2
-	for _, tt := range []struct {
-		name string
-		blob []byte
-	}{
-		{"gzip", gz(t, src)},
-		{"gzip of several members", gz(t, src[:100], src[100:half], src[half:])},
-		{"gzip with empty members", gz(t, nil, src[:half], nil, nil, src[half:], nil)},
-		{"zstd", zst(t, src)},
-		{"zstd of several frames", zst(t, src[:100], src[100:half], src[half:])},
-		{"zstd with skippable frames", bytes.Join([][]byte{skippable(nil), zst(t, src[:half]), skippable([]byte("abc")), zst(t, src[half:]), skippable(make([]byte, 70))}, nil)},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			got, err := stream(t, tt.blob, digestOf(src), Limits{})
-			if err != nil {
-				t.Fatal(err)
-			}
-			if d := cmp.Diff(want.Index, got.Index); d != "" {
-				t.Errorf("other than as plain tar:\n%s", d)
-			}
-			if !bytes.Equal(want.spool.b, got.spool.b) || !bytes.Equal(want.leaves.b, got.leaves.b) {
-				t.Error("spool or leaves are other than as plain tar")
-			}
-		})
-	}
-}
-
-func TestStreamTails(t *testing.T) {
-	whole := makeTar(t, reg("a", "abc"), reg("b", text(512, 1)))
-	bare := whole[:len(whole)-1024]
-	for _, tt := range []struct {
-		name    string
-		tar     []byte
-		entries int
-	}{
-		{"no blocks of zeros at the end", bare, 2},
-		{"one block of zeros", whole[:len(whole)-512], 2},
-		{"much padding", append(bytes.Clone(whole), make([]byte, 100_000)...), 2},
-		{"anything behind the end", append(bytes.Clone(whole), "what is this?"...), 2},
-		{"only the end", make([]byte, 1024), 0},
-		{"nothing", nil, 0},
-	} {
-		for form, b := range map[string][]byte{"plain": tt.tar, "gzip": gz(t, tt.tar), "zstd": zst(t, tt.tar)} {
-			if form == "zstd" && len(b) == 0 {
-				continue // an encoder that makes nothing of nothing
-			}
-			t.Run(tt.name+" "+form, func(t *testing.T) {
-				got, err := stream(t, b, digestOf(tt.tar), Limits{})
-				if err != nil {
-					t.Fatal(err)
-				}
-				if len(got.Entries) != tt.entries {
-					t.Errorf("%d entries, want %d", len(got.Entries), tt.entries)
-				}
-				got.check(t)
-			})
-		}
-	}
-}
 
 func TestStreamEntries(t *testing.T) {
 	at := time.Unix(-2, 250_000_000)
@@ -174,26 +93,6 @@ func TestStreamLeavesOut(t *testing.T) {
 	got.check(t)
 }
 
-// oldSparse is an old-GNU sparse file of size bytes that has 512 bytes of 'x' at offset at.
-func oldSparse(name string, at, size int64) []byte {
-	h := make([]byte, 512)
-	copy(h, name)
-	copy(h[100:], "0000644\x000000000\x000000000\x00")
-	copy(h[124:], fmt.Sprintf("%011o\x00%011o\x00", 512, 0))
-	h[156] = 'S'
-	copy(h[257:], "ustar  \x00")
-	copy(h[386:], fmt.Sprintf("%011o\x00%011o\x00", at, 512))
-	copy(h[386+24:], fmt.Sprintf("%011o\x00%011o\x00", size, 0))
-	copy(h[483:], fmt.Sprintf("%011o\x00", size))
-	copy(h[148:], "        ")
-	sum := 0
-	for _, c := range h {
-		sum += int(c)
-	}
-	copy(h[148:], fmt.Sprintf("%06o\x00 ", sum))
-	return append(h, bytes.Repeat([]byte{'x'}, 512)...)
-}
-
 func TestStreamSparse(t *testing.T) {
 	const at, size = 1 << 20, 3<<20 + 5
 	src := append(oldSparse("s", at, size), make([]byte, 1024)...)
@@ -250,6 +149,9 @@ func TestStreamTruncated(t *testing.T) {
 		}
 	}
 	for n := range len(src) {
+		if edge := n % 512; edge > 2 && edge < 510 && n%13 != 0 && n != 512+700 && n != 512+699 {
+			continue // more of the same
+		}
 		cut := src[:n]
 		got, err := stream(t, cut, digestOf(cut), Limits{})
 		// The tar may end where an entry's bytes do. Blocks of zeros may be missing, but not be cut.
@@ -292,65 +194,30 @@ type failing struct{}
 
 func (failing) WriteAt([]byte, int64) (int, error) { return 0, errBoom }
 
+// TestStreamErrors has what fails though the layer is good. TestHostileStream has layers that aren't.
 func TestStreamErrors(t *testing.T) {
 	src := makeTar(t, reg("first", "abc"), reg("second", text(100_000, 1)))
 	good := gz(t, src)
-	bomb := gz(t, makeTar(t, reg("bomb", strings.Repeat("\x00", 10<<20))))
-	padded := gz(t, append(bytes.Clone(src), make([]byte, 2<<20)...))
-	huge := append(oldSparse("hole", 0, 1<<33-1), make([]byte, 1024)...)
-	badOwner := makeTar(t, member{tar.Header{Typeflag: tar.TypeDir, Name: "owned", Uid: 1 << 32, Format: tar.FormatPAX}, ""})
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	other := digestOf([]byte("other"))
-	md5 := v1.Hash{Algorithm: "md5", Hex: "00"}
+	ended, cancel := context.WithCancelCause(t.Context())
+	cancel(io.ErrClosedPipe)
 	for _, tt := range []struct {
-		name   string
-		r      io.Reader
-		d      v1.Descriptor
-		diffID v1.Hash
-		ctx    context.Context
-		spool  io.WriterAt
-		lim    Limits
-		is     error
-		want   string
+		name          string
+		ctx           context.Context
+		r             io.Reader
+		spool, leaves io.WriterAt
+		is            error
+		want          string
 	}{
-		{name: "digest", d: v1.Descriptor{Digest: other, Size: int64(len(good))}, is: blob.ErrDigestMismatch, want: other.Hex},
-		{name: "diffID", d: descriptor(good), diffID: other, is: blob.ErrDigestMismatch, want: "the diffID is " + digestOf(src).String()},
-		{name: "too short", r: bytes.NewReader(good), d: v1.Descriptor{Digest: digestOf(good), Size: int64(len(good)) + 1}, is: blob.ErrDigestMismatch},
-		{name: "too long", d: v1.Descriptor{Digest: digestOf(good), Size: int64(len(good)) - 1}, is: blob.ErrDigestMismatch},
-		{name: "cut", r: bytes.NewReader(good[:len(good)/2]), d: descriptor(good), is: io.ErrUnexpectedEOF, want: `entry 1 "second"`},
-		{name: "source", r: &slow{bytes.NewReader(good[:5000]), errBoom}, d: descriptor(good), is: errBoom},
-		{name: "garbage behind gzip", r: bytes.NewReader(append(bytes.Clone(good), "garbage"...)), d: descriptor(append(bytes.Clone(good), "garbage"...)), want: "gzip"},
-		{name: "no tar", r: strings.NewReader(text(2000, 1)), d: descriptor([]byte(text(2000, 1))), want: "invalid tar header"},
-		{name: "spool", d: descriptor(good), spool: failing{}, is: errBoom, want: "writing spool"},
-		{name: "context", ctx: ctx, d: descriptor(good), is: context.Canceled},
-		{name: "size of files", r: bytes.NewReader(bomb), d: descriptor(bomb), lim: Limits{MaxSize: 1 << 20}, want: `entry 0 "bomb": the layer exceeds a limit: with its 10485760 bytes`, is: ErrLimit},
-		{name: "inflated size", r: bytes.NewReader(padded), d: descriptor(padded), lim: Limits{MaxSize: 1 << 20}, want: "the layer exceeds a limit: it inflates to more than 1048576 bytes", is: ErrLimit},
-		{name: "entries", d: descriptor(good), lim: Limits{MaxEntries: 1}, want: `entry 1 "second": the layer exceeds a limit: more than 1 entries`, is: ErrLimit},
-		{name: "hole", r: bytes.NewReader(huge), d: descriptor(huge), lim: Limits{MaxSize: 1 << 32}, want: `entry 0 "hole"`},
-		{name: "owner", r: bytes.NewReader(badOwner), d: descriptor(badOwner), want: `entry 0 "owned": owner 4294967296:0`},
-		{name: "algorithm", d: v1.Descriptor{Digest: md5}, want: "SHA-256"},
-		{name: "algorithm of the diffID", d: descriptor(good), diffID: md5, want: "SHA-256"},
+		{"source", t.Context(), &slow{bytes.NewReader(good[:5000]), errBoom}, discard{}, discard{}, errBoom, "boom"},
+		{"source that ends", t.Context(), bytes.NewReader(good[:5000]), discard{}, discard{}, io.ErrUnexpectedEOF, `entry 1 "second": inflating gzip: unexpected EOF`},
+		{"spool", t.Context(), bytes.NewReader(good), failing{}, discard{}, errBoom, "writing spool: boom"},
+		{"leaves", t.Context(), bytes.NewReader(good), discard{}, failing{}, errBoom, "writing leaves: boom"},
+		{"context", ended, bytes.NewReader(good), discard{}, discard{}, io.ErrClosedPipe, "closed pipe"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			if tt.r == nil {
-				tt.r = bytes.NewReader(good)
-			}
-			if tt.diffID == (v1.Hash{}) {
-				tt.diffID = digestOf(src)
-			}
-			if tt.ctx == nil {
-				tt.ctx = t.Context()
-			}
-			if tt.spool == nil {
-				tt.spool = new(memory)
-			}
-			ix, err := Stream(tt.ctx, tt.r, tt.d, tt.diffID, tt.spool, new(memory), tt.lim)
-			if err == nil || ix != nil {
-				t.Fatalf("Stream gave %v, %v", ix, err)
-			}
-			if tt.is != nil && !errors.Is(err, tt.is) || !strings.Contains(err.Error(), tt.want) {
-				t.Errorf("error %q", err)
+			ix, err := Stream(tt.ctx, tt.r, descriptor(good), digestOf(src), tt.spool, tt.leaves, Limits{})
+			if ix != nil || !errors.Is(err, tt.is) || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("Stream gave %v, %v", ix, err)
 			}
 		})
 	}

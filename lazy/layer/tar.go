@@ -16,15 +16,15 @@ import (
 // readTar reads entries up to the end of the archive.
 func (s *streamer) readTar() error {
 	tr := tar.NewReader(s.tar)
-	last := "" // entry
+	n, last := 0, "" // entries so far, and the name of the last one
 	for {
 		h, err := tr.Next()
 		if err == io.EOF {
 			return nil
 		}
 		if err != nil {
-			if s.entries > 0 {
-				return fmt.Errorf("reading tar behind entry %d %.200q: %w", s.entries-1, last, err)
+			if n > 0 {
+				return fmt.Errorf("reading tar behind entry %d %.200q: %w", n-1, last, err)
 			}
 			return fmt.Errorf("reading tar: %w", err)
 		}
@@ -32,34 +32,20 @@ func (s *streamer) readTar() error {
 			continue
 		}
 		if err := s.entry(tr, h); err != nil {
-			return fmt.Errorf("entry %d %.200q: %w", s.entries, h.Name, err)
+			return fmt.Errorf("entry %d %.200q: %w", n, h.Name, err)
 		}
-		s.entries++
-		last = h.Name
+		n, last = n+1, h.Name
 	}
 }
 
 // entry passes on an entry that is within the limits.
 func (s *streamer) entry(tr *tar.Reader, h *tar.Header) error {
-	if s.entries >= s.lim.MaxEntries {
-		return fmt.Errorf("%w: more than %d entries", ErrLimit, s.lim.MaxEntries)
-	}
 	e, err := entryOf(h)
 	if err != nil {
 		return err
 	}
-	s.strings += int64(len(e.Name) + len(e.Linkname))
-	for _, x := range e.Xattrs {
-		s.strings += int64(len(x.Name) + len(x.Value))
-	}
-	if s.strings > maxStrings {
-		return fmt.Errorf("the layer's names and attributes have more than %d bytes", maxStrings)
-	}
-	if e.Type == tree.Regular {
-		if e.Size > s.lim.MaxSize-s.size { // holes take no place in the tar
-			return fmt.Errorf("%w: with its %d bytes the layer's files have more than %d", ErrLimit, e.Size, s.lim.MaxSize)
-		}
-		s.size += e.Size
+	if err := s.sum.add(&e); err != nil {
+		return err
 	}
 	return s.to.entry(&e, h, tr)
 }
@@ -158,7 +144,7 @@ func xattrsOf(records map[string]string) ([]tree.Xattr, error) {
 		} else {
 			continue
 		}
-		if total += len(x.Name) + len(x.Value); total > maxXattrs {
+		if total += len(x.Name) + len(x.Value) + xattrCost; total > maxXattrs {
 			return nil, fmt.Errorf("attributes of more than %d bytes", maxXattrs)
 		}
 		all = append(all, x)

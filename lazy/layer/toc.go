@@ -29,13 +29,11 @@ const (
 	estargzPosition, estargzChecksum = "io.containers.zstd-chunked.manifest-position", "io.containers.zstd-chunked.manifest-checksum"
 )
 
-// maxTOC bounds the bytes of a TOC's JSON, and of what is fetched to get it. A million entries take about 340 MB.
-const maxTOC = 512 << 20
-
 // ReadTOC reads a layer's TOC and checks it against the annotations of d. An eStargz layer takes one request for the
 // blob's end, and a second one if the TOC begins before that; zstd:chunked takes one. The error wraps ErrNoTOC where
-// there is no TOC that can be used, and blob.ErrDigestMismatch where it isn't the one that is vouched for. A TOC that
-// points outside of the blob, overlaps, contradicts itself or is beyond the limits is refused with neither. No or one lim may be given.
+// there is no TOC that can be used, blob.ErrDigestMismatch where it isn't the one that is vouched for, and ErrLimit where
+// it or what it lists is beyond lim. A TOC that points outside of the blob, overlaps or contradicts itself is refused with
+// none of these.
 func ReadTOC(ctx context.Context, src blob.Source, d v1.Descriptor, lim ...Limits) (*Index, error) {
 	if len(lim) == 0 {
 		lim = []Limits{{}}
@@ -80,9 +78,10 @@ func readGzipTOC(ctx context.Context, src blob.Source, want string, lim Limits) 
 		return nil, noTOC("the blob has no eStargz footer")
 	case off >= size-foot:
 		return nil, fmt.Errorf("reading TOC: the footer says that it is at %d of %d", off, size)
-	case size-off > maxTOC:
-		return nil, noTOC("it has %d bytes", size-off)
 	case off < start:
+		if err := boundTOC(size-off-foot, lim); err != nil {
+			return nil, err
+		}
 		head, err := fetch(ctx, src, off, start-off)
 		if err != nil {
 			return nil, err
@@ -91,9 +90,9 @@ func readGzipTOC(ctx context.Context, src blob.Source, want string, lim Limits) 
 	default:
 		toc = toc[off-start:]
 	}
-	raw, err := untarTOC(toc[:int64(len(toc))-foot])
+	raw, err := untarTOC(toc[:int64(len(toc))-foot], lim)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("inflating TOC at %d: %w", off, err)
 	}
 	if got := sha256.Sum256(raw); got != digest {
 		return nil, fmt.Errorf("%w: the TOC at %d is sha256:%x, the manifest says %s", blob.ErrDigestMismatch, off, got, want)
@@ -102,21 +101,35 @@ func readGzipTOC(ctx context.Context, src blob.Source, want string, lim Limits) 
 }
 
 // untarTOC takes the JSON out of the gzipped tar that eStargz keeps it in. It has not been verified yet.
-func untarTOC(b []byte) ([]byte, error) {
+func untarTOC(b []byte, lim Limits) ([]byte, error) {
 	z, err := gzip.NewReader(bytes.NewReader(b))
 	if err != nil {
-		return nil, fmt.Errorf("inflating TOC: %w", err)
+		return nil, unexpected(err)
 	}
 	z.Multistream(false)
 	tr := tar.NewReader(z)
 	h, err := tr.Next()
 	if err != nil {
-		return nil, fmt.Errorf("inflating TOC: %w", unexpected(err))
+		return nil, unexpected(err)
 	}
 	if h.Name != tocName || h.Typeflag != tar.TypeReg {
 		return nil, noTOC("in its place is %.100q", h.Name)
 	}
-	return readSized(tr, h.Size, len(b))
+	if err := boundTOC(h.Size, lim); err != nil {
+		return nil, err
+	}
+	return readInflated(tr, h.Size, len(b))
+}
+
+// boundTOC refuses a TOC of n bytes, compressed or not, if these are too many.
+func boundTOC(n int64, lim Limits) error {
+	if n > maxTOC {
+		return noTOC("it has %d bytes, more than %d", n, maxTOC)
+	}
+	if n > lim.MaxSize {
+		return fmt.Errorf("%w: its table of contents has %d bytes, more than %d", ErrLimit, n, lim.MaxSize)
+	}
+	return nil
 }
 
 // readZstdTOC reads a TOC at position. As the position is not covered by the checksum, nothing in it is trusted.
@@ -129,8 +142,8 @@ func readZstdTOC(ctx context.Context, src blob.Source, position, checksum string
 	if err != nil {
 		return nil, err
 	}
-	if clen > maxTOC || ulen > maxTOC {
-		return nil, noTOC("it has %d bytes, %d inflated", clen, ulen)
+	if err := boundTOC(max(clen, ulen), lim); err != nil {
+		return nil, err
 	}
 	if off < skippableHeader || clen == 0 || off > src.Size()-clen {
 		return nil, fmt.Errorf("reading TOC: its annotation says that it is at %d+%d of %d", off, clen, src.Size())
@@ -142,19 +155,28 @@ func readZstdTOC(ctx context.Context, src blob.Source, position, checksum string
 	if got := sha256.Sum256(b); got != digest {
 		return nil, fmt.Errorf("%w: the TOC at %d is sha256:%x, the manifest says %s", blob.ErrDigestMismatch, off, got, checksum)
 	}
+	raw, err := unzstdTOC(b, ulen)
+	if err != nil {
+		return nil, fmt.Errorf("inflating TOC at %d: %w", off, err)
+	}
+	return parseTOC(raw, off-skippableHeader, Zstd, lim)
+}
+
+// unzstdTOC inflates b, which is said to give size bytes.
+func unzstdTOC(b []byte, size int64) ([]byte, error) {
 	z, err := zstd.NewReader(bytes.NewReader(b), zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(maxWindow))
 	if err != nil {
-		return nil, fmt.Errorf("inflating TOC: %w", err)
+		return nil, err
 	}
 	defer z.Close()
-	raw, err := readSized(z, ulen, len(b))
+	raw, err := readInflated(z, size, len(b))
 	if err != nil {
 		return nil, err
 	}
 	if n, _ := z.Read(make([]byte, 1)); n > 0 {
-		return nil, fmt.Errorf("inflating TOC: more than the %d bytes that its annotation says", ulen)
+		return nil, fmt.Errorf("more than the %d bytes that its annotation says", size)
 	}
-	return parseTOC(raw, off-skippableHeader, Zstd, lim)
+	return raw, nil
 }
 
 // skippableHeader is the length of what is before a skippable frame's data (RFC 8878, section 3.1.2).
@@ -193,26 +215,19 @@ func parseSHA256(s []byte) (digest [32]byte, err error) {
 func fetch(ctx context.Context, src blob.Source, off, n int64) ([]byte, error) {
 	r, err := src.Fetch(ctx, off, n)
 	if err != nil {
-		return nil, fmt.Errorf("fetching TOC: %w", err)
+		return nil, fmt.Errorf("fetching TOC: bytes %d to %d: %w", off, off+n, err)
 	}
 	b, err := readGrowing(r, n, min(n, 4<<20))
 	if err := errors.Join(err, r.Close()); err != nil {
-		return nil, fmt.Errorf("fetching TOC: %w", err)
+		return nil, fmt.Errorf("fetching TOC: bytes %d to %d: %w", off, off+n, err)
 	}
 	return b, nil
 }
 
-// readSized reads size bytes that something of compressed bytes is said to inflate to.
-func readSized(r io.Reader, size int64, compressed int) ([]byte, error) {
+// readInflated reads size bytes that something of compressed bytes is said to inflate to.
+func readInflated(r io.Reader, size int64, compressed int) ([]byte, error) {
 	const usual = 12 // times; TOCs have been seen to shrink to an eighth
-	if size > maxTOC {
-		return nil, noTOC("it has %d bytes", size)
-	}
-	b, err := readGrowing(r, size, min(size, int64(compressed)*usual))
-	if err != nil {
-		return nil, fmt.Errorf("inflating TOC: %w", err)
-	}
-	return b, nil
+	return readGrowing(r, size, min(size, int64(compressed)*usual))
 }
 
 // readGrowing reads size bytes. It takes the memory for likely bytes at once, and more only for what was read.

@@ -1,6 +1,7 @@
 package layer
 
 import (
+	"bytes"
 	"encoding/base64"
 	"slices"
 	"strings"
@@ -16,7 +17,7 @@ type tocEntry struct {
 	modTime                  []byte
 	devMajor, devMinor       int64
 	xattrs                   []tree.Xattr
-	xattrBytes               int    // of xattrs as written, each with one more; beyond maxXattrs xattrs isn't all
+	xattrBytes               int    // of xattrs, each with xattrCost more; beyond maxXattrs xattrs isn't all
 	digest                   []byte // of the whole file
 	offset, endOffset, inner int64
 	chunkOffset, chunkSize   int64
@@ -119,7 +120,8 @@ func (s *scanner) xattrs(e *tocEntry) {
 		if !s.null() {
 			text = s.text()
 		}
-		if e.xattrBytes += 1 + len(key) + base64.StdEncoding.DecodedLen(len(text)); e.xattrBytes > maxXattrs {
+		size := base64.RawStdEncoding.DecodedLen(len(bytes.TrimRight(text, "=")))
+		if e.xattrBytes += len(key) + size + xattrCost; e.xattrBytes > maxXattrs {
 			return // no memory for what will be refused
 		}
 		x := tree.Xattr{Name: string(key)}

@@ -48,7 +48,7 @@ func TestVerifyLosses(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			for _, f := range tocForms() {
 				b, d, diffID := f.make(t, makeTar(t, tt.in))
-				ix, err := ReadTOC(t.Context(), blobtest.Bytes(b), d)
+				ix, err := ReadTOC(t.Context(), blobtest.Bytes(b), d, Limits{})
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -64,6 +64,7 @@ func TestVerifyLosses(t *testing.T) {
 func TestVerifyDiffers(t *testing.T) {
 	at := func(ix *Index, name string) *tree.Entry { return &ix.Entries[indexOf(ix.Entries, name)] }
 	const differs = "the table of contents differs from the tar: "
+	b, d, diffID := eStargz(estargz.WithChunkSize(10_000))(t, makeTar(t, sample()...))
 	for _, tt := range []struct {
 		name string
 		lie  func(*Index)
@@ -105,8 +106,7 @@ func TestVerifyDiffers(t *testing.T) {
 		}, `entry 10 "big": chunk 2, 10000 bytes from 20000 on, sha256:`},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			b, d, diffID := eStargz(estargz.WithChunkSize(10_000))(t, makeTar(t, sample()...))
-			ix, err := ReadTOC(t.Context(), blobtest.Bytes(b), d)
+			ix, err := ReadTOC(t.Context(), blobtest.Bytes(b), d, Limits{})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -128,7 +128,7 @@ func TestVerifyDiffers(t *testing.T) {
 // TestVerifyDamaged has TOCs that differ from what was read, but what was read isn't the layer.
 func TestVerifyDamaged(t *testing.T) {
 	b, d, diffID := eStargz()(t, makeTar(t, sample()...))
-	ix, err := ReadTOC(t.Context(), blobtest.Bytes(b), d)
+	ix, err := ReadTOC(t.Context(), blobtest.Bytes(b), d, Limits{})
 	if err != nil {
 		t.Fatal(err)
 	}
