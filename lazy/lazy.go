@@ -65,9 +65,11 @@ type Cache struct {
 	opening flights[string, *Image]   // by manifest digest
 	scans   flights[string, *scanned] // by layer digest and kind
 	readers readers                   // Needs that wait for the network: the fillers yield to them
-	mu      sync.Mutex                // guards what follows
-	images  map[store.Key]*Image      // open for filling
-	using   map[string]int            // layers whose spools openings use, by digest in hex
+	// decoders are *layer.ChunkReaders at rest: each has some hundred KiB of tables and windows.
+	decoders sync.Pool
+	mu       sync.Mutex           // guards what follows
+	images   map[store.Key]*Image // open for filling
+	using    map[string]int       // layers whose spools openings use, by digest in hex
 }
 
 // NewCache works on st, whose lock the caller holds.
@@ -78,7 +80,9 @@ func NewCache(st *store.Store, o Options) *Cache {
 	if o.ReadTimeout == 0 {
 		o.ReadTimeout = time.Minute
 	}
-	return &Cache{st: st, opts: o, log: o.Log, images: make(map[store.Key]*Image), using: make(map[string]int)}
+	c := &Cache{st: st, opts: o, log: o.Log, images: make(map[store.Key]*Image), using: make(map[string]int)}
+	c.decoders.New = func() any { return new(layer.ChunkReader) }
+	return c
 }
 
 // Close waits for fillers and openings that the caller has ended and closes the image files. A Need or a look at an image that is still

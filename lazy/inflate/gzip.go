@@ -15,11 +15,11 @@ import (
 
 var (
 	// ErrHeader is wrapped where no gzip member begins.
-	ErrHeader = errors.New("invalid gzip header")
+	ErrHeader = errors.New("invalid header")
 	// ErrCorrupt is wrapped where the compressed data can't be right.
 	ErrCorrupt = errors.New("invalid DEFLATE data")
 	// ErrChecksum is wrapped where a member's content has another CRC-32 or size than its trailer says.
-	ErrChecksum = errors.New("gzip checksum mismatch")
+	ErrChecksum = errors.New("checksum mismatch")
 )
 
 func (d *decoder) corrupt(what string) error {

@@ -7,10 +7,10 @@ import (
 	"fmt"
 	"io"
 
-	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 
 	"github.com/pexfs/pex/lazy/blob"
+	"github.com/pexfs/pex/lazy/inflate"
 )
 
 // ReadChunks reads chunks from r, which gives the blob's bytes from the offset base on, as far as the last chunk needs. chunks are sorted
@@ -29,7 +29,7 @@ func ReadChunks(ctx context.Context, f Format, r io.Reader, base int64, chunks [
 type ChunkReader struct {
 	buf []byte
 	br  *bufio.Reader
-	gz  *gzip.Reader
+	gz  *inflate.Reader
 	zs  *zstd.Decoder
 }
 
@@ -162,21 +162,20 @@ func (m *members) open(ch *Chunk) error {
 
 // inflate makes a reader of what r inflates to. It ends the use of the one before.
 func (c *ChunkReader) inflate(f Format, r io.Reader) (io.Reader, error) {
+	if f == Gzip {
+		if c.gz == nil {
+			c.gz = new(inflate.Reader)
+		}
+		c.gz.Reset(r)
+		return c.gz, nil
+	}
 	if c.br == nil {
 		c.br = bufio.NewReaderSize(r, 64<<10)
 	} else {
 		c.br.Reset(r)
 	}
-	var err error
-	switch f {
-	case Gzip:
-		if c.gz == nil {
-			c.gz, err = gzip.NewReader(c.br)
-		} else {
-			err = c.gz.Reset(c.br)
-		}
-		return c.gz, err
-	case Zstd:
+	if f == Zstd {
+		var err error
 		if c.zs == nil {
 			c.zs, err = zstd.NewReader(c.br, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
 				zstd.WithDecoderMaxWindow(maxWindow), zstd.IgnoreChecksum(true)) // chunks have digests

@@ -12,10 +12,10 @@ import (
 	"io"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
-	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 
 	"github.com/pexfs/pex/lazy/blob"
+	"github.com/pexfs/pex/lazy/inflate"
 	"github.com/pexfs/pex/lazy/tree"
 )
 
@@ -82,7 +82,7 @@ type streamer struct {
 
 // inflate reads all of the blob. When it returns r isn't in use any more. cancel ends what feeds r.
 func (s *streamer) inflate(ctx context.Context, cancel context.CancelFunc, r *bufio.Reader) error {
-	plain, err := inflate(r)
+	plain, err := decompress(r)
 	if err != nil {
 		return err
 	}
@@ -150,18 +150,14 @@ const (
 	zstdSkipDigits = 0xf
 )
 
-// inflate tells a stream's compression by its first bytes and undoes it.
-func inflate(r *bufio.Reader) (io.ReadCloser, error) {
+// decompress tells a stream's compression by its first bytes and undoes it.
+func decompress(r *bufio.Reader) (io.ReadCloser, error) {
 	m, err := r.Peek(4)
 	if err != nil && err != io.EOF {
 		return nil, err
 	}
 	if len(m) >= 2 && m[0] == 0x1f && m[1] == 0x8b {
-		z, err := gzip.NewReader(r)
-		if err != nil {
-			return nil, fmt.Errorf("inflating gzip: %w", unexpected(err))
-		}
-		return named{z, z, "gzip"}, nil
+		return named{io.NopCloser(inflate.NewReader(r)), "gzip"}, nil
 	}
 	if len(m) == 4 {
 		if v := binary.LittleEndian.Uint32(m); v == zstdFrame || v&^zstdSkipDigits == zstdSkippable {
@@ -170,7 +166,7 @@ func inflate(r *bufio.Reader) (io.ReadCloser, error) {
 				return nil, fmt.Errorf("inflating zstd: %w", err)
 			}
 			rc := z.IOReadCloser()
-			return named{rc, rc, "zstd"}, nil
+			return named{rc, "zstd"}, nil
 		}
 	}
 	return io.NopCloser(r), nil
@@ -178,13 +174,12 @@ func inflate(r *bufio.Reader) (io.ReadCloser, error) {
 
 // named says in its errors what was being read.
 type named struct {
-	io.Reader
-	io.Closer
+	io.ReadCloser
 	what string
 }
 
 func (r named) Read(p []byte) (int, error) {
-	n, err := r.Reader.Read(p)
+	n, err := r.ReadCloser.Read(p)
 	if err != nil && err != io.EOF {
 		err = fmt.Errorf("inflating %s: %w", r.what, err)
 	}

@@ -13,10 +13,10 @@ import (
 	"strings"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
-	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 
 	"github.com/pexfs/pex/lazy/blob"
+	"github.com/pexfs/pex/lazy/inflate"
 )
 
 // Annotations of a layer's descriptor that vouch for its TOC.
@@ -34,11 +34,8 @@ const (
 // there is no TOC that can be used, blob.ErrDigestMismatch where it isn't the one that is vouched for, and ErrLimit where
 // it or what it lists is beyond lim. A TOC that points outside of the blob, overlaps or contradicts itself is refused with
 // none of these.
-func ReadTOC(ctx context.Context, src blob.Source, d v1.Descriptor, lim ...Limits) (*Index, error) {
-	if len(lim) == 0 {
-		lim = []Limits{{}}
-	}
-	return readTOC(ctx, src, d.Annotations, lim[0].withDefaults())
+func ReadTOC(ctx context.Context, src blob.Source, d v1.Descriptor, lim Limits) (*Index, error) {
+	return readTOC(ctx, src, d.Annotations, lim.withDefaults())
 }
 
 func readTOC(ctx context.Context, src blob.Source, a map[string]string, lim Limits) (*Index, error) {
@@ -102,10 +99,7 @@ func readGzipTOC(ctx context.Context, src blob.Source, want string, lim Limits) 
 
 // untarTOC takes the JSON out of the gzipped tar that eStargz keeps it in. It has not been verified yet.
 func untarTOC(b []byte, lim Limits) ([]byte, error) {
-	z, err := gzip.NewReader(bytes.NewReader(b))
-	if err != nil {
-		return nil, unexpected(err)
-	}
+	z := inflate.NewReader(bytes.NewReader(b))
 	z.Multistream(false)
 	tr := tar.NewReader(z)
 	h, err := tr.Next()

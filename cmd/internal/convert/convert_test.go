@@ -371,7 +371,7 @@ func checkLayers(t *testing.T, at string) {
 		if l.MediaType != types.OCILayer || l.Annotations["layer"] != fmt.Sprint(i) || len(l.Annotations) != 3 {
 			t.Errorf("layer %d: %+v", i, l)
 		}
-		ix, err := layer.ReadTOC(t.Context(), repo.Blob(l), l)
+		ix, err := layer.ReadTOC(t.Context(), repo.Blob(l), l, layer.Limits{})
 		if err != nil {
 			t.Errorf("layer %d: %v", i, err)
 		} else if len(ix.Entries) == 0 {

@@ -45,7 +45,7 @@ func (c *converter) convertLayer(ctx context.Context, l *converted) error {
 	}
 	src := blob.Retry(c.source.Blob(l.From), c.o.Source.Retry)
 	kept := "it has a table of contents already"
-	if _, err := layer.ReadTOC(ctx, src, l.From); errors.Is(err, layer.ErrNoTOC) {
+	if _, err := layer.ReadTOC(ctx, src, l.From, layer.Limits{}); errors.Is(err, layer.ErrNoTOC) {
 		kept = ""
 	} else if err != nil {
 		return err
