@@ -4,13 +4,14 @@ GO      ?= go
 BUILD   := $(CURDIR)/build
 BIN     := $(BUILD)/bin
 KERNEL  := $(BUILD)/cache/kernels/default
+FUZZTIME ?= 10s
 # what tests and demo use beside Go: a VMM, FUSE's helper, and judges nobody here wrote
 PACKAGES := qemu-system-x86 qemu-system-data fuse3 erofs-utils mmdebstrap umoci skopeo docker-registry cryptsetup-bin ca-certificates procps curl
 
 export PATH := $(BIN):$(PATH)
 export PEX_BUILD := $(BUILD)
 
-.PHONY: all build deps kernel image demo lint test clean
+.PHONY: all build deps kernel image demo lint test fuzz clean
 all: build
 
 build:
@@ -39,12 +40,17 @@ lint:
 	$(GO) vet ./...
 	$(GO) tool staticcheck ./...
 
-# Every test runs: a skipped one fails the whole.
+# Every test runs: a skipped one fails the whole. Then every fuzz target does, for a few seconds.
 test: build deps kernel image lint
 	@$(GO) test -v -count=1 -timeout 18m ./... >$(BUILD)/test.log 2>&1; s=$$?; \
 	  grep -E '^(ok|FAIL|panic:|\?)|^ *--- (FAIL|SKIP)' $(BUILD)/test.log; \
 	  if [ $$s != 0 ]; then echo; tail -n 200 $(BUILD)/test.log; exit $$s; fi; \
 	  if grep -q '^ *--- SKIP' $(BUILD)/test.log; then echo "tests were skipped"; exit 1; fi
+	@$(MAKE) --no-print-directory fuzz
+
+# Every fuzz target for FUZZTIME, two at once: make fuzz FUZZTIME=3m
+fuzz: deps
+	@GO="$(GO)" e2e/fuzz/run $(BUILD) $(FUZZTIME) 2
 
 clean:
 	rm -rf $(BUILD)

@@ -18,6 +18,7 @@ var imports = map[string][]string{
 	"lazy/tree":     {},
 	"lazy/tree/...": {"lazy/tree"},
 	"lazy/inflate":  {},
+	"lazy/profile":  {},
 	"lazy/blob":     {},
 	"lazy/store":    {},
 	"lazy/registry": {"lazy/ref", "lazy/blob"},

@@ -61,7 +61,8 @@ func newProcess(image v1.Config, f processFlags, lookup func(string) (string, bo
 // mergeEnv changes an environment. NAME=VALUE sets, NAME takes this process's value,
 // or takes the variable away if it has none. Of several settings the last one counts.
 func mergeEnv(env, changes []string, lookup func(string) (string, bool)) ([]string, error) {
-	var merged []string
+	var merged []string // "" where a variable was taken away
+	at := make(map[string]int)
 	for i, e := range slices.Concat(env, changes) {
 		name, _, set := strings.Cut(e, "=")
 		if name == "" {
@@ -75,17 +76,19 @@ func mergeEnv(env, changes []string, lookup func(string) (string, bool)) ([]stri
 				e, set = name+"="+value, true
 			}
 		}
-		at := slices.IndexFunc(merged, func(m string) bool { return strings.HasPrefix(m, name+"=") })
+		k, known := at[name]
 		switch {
-		case set && at >= 0:
-			merged[at] = e
+		case set && known:
+			merged[k] = e
 		case set:
+			at[name] = len(merged)
 			merged = append(merged, e)
-		case at >= 0:
-			merged = slices.Delete(merged, at, at+1)
+		case known:
+			merged[k] = ""
+			delete(at, name)
 		}
 	}
-	return merged, nil
+	return slices.DeleteFunc(merged, func(e string) bool { return e == "" }), nil
 }
 
 // machineMemory is the memory of a machine that is to have size bytes: whole MiB.

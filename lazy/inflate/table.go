@@ -80,7 +80,7 @@ func build(table []uint32, lens []uint8, first int, entry func(sym int) uint32) 
 	}
 	if left > 0 {
 		for i := range 1 << first {
-			table[i] = entryBad | 1
+			table[i] = entryBad | uint32(min(longest, 1)) // where there is no code, no bit is needed to see that
 		}
 	}
 	var next [maxCode + 2]int // the symbols of each length, in order

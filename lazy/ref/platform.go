@@ -159,6 +159,7 @@ func Select(p Platform, ds []v1.Descriptor) (v1.Descriptor, error) {
 	p = NewPlatform(p.OS, p.Architecture, p.Variant)
 	order := p.runs()
 	best, rank := -1, len(order)+1
+	seen := make(map[Platform]bool)
 	var have []Platform
 	for i, d := range ds {
 		if !IsImage(d) {
@@ -171,7 +172,8 @@ func Select(p Platform, ds []v1.Descriptor) (v1.Descriptor, error) {
 			continue
 		}
 		is := NewPlatform(d.Platform.OS, d.Platform.Architecture, d.Platform.Variant)
-		if !slices.Contains(have, is) {
+		if !seen[is] {
+			seen[is] = true
 			have = append(have, is)
 		}
 		if r := slices.Index(order, is); r >= 0 && r < rank && len(d.Platform.OSFeatures) == 0 {
