@@ -16,7 +16,7 @@ import (
 func TestColdToWarm(t *testing.T) {
 	l := newLab(t)
 	l.serve()
-	want := listing(t, filepath.Join(l.build, "image/tree"))
+	want := list(t, filepath.Join(l.build, "image/tree"))
 	ref := l.addr + "/demo-estargz:latest"
 
 	before := l.sent()
@@ -143,7 +143,7 @@ func TestStreamed(t *testing.T) {
 	l := newLab(t)
 	l.serve()
 	dir := l.mount(l.addr + "/demo:latest")
-	same(t, listing(t, filepath.Join(l.build, "image/tree")), dir)
+	same(t, list(t, filepath.Join(l.build, "image/tree")), dir)
 }
 
 // TestOnce runs four programs of an image at once, cold: its bytes are fetched once. An image of the same layers fetches none.

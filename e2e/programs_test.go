@@ -1,4 +1,6 @@
-// Package e2e tests the real programs on a real image: a Debian in two layers, made from its packages (see demo/make-image).
+// Package e2e tests the real programs on a real image, a Debian in two layers, made from its packages (see demo/make-image); and on
+// generated ones, whose trees are compared four ways: what the packages merge, the view over FUSE, the kernel's mount of the sealed image, and
+// judges that know nothing of these (see TestStacks, TestCases, TestRealImages).
 package e2e
 
 import (
@@ -45,6 +47,13 @@ func newLab(t *testing.T) *lab {
 		}
 	})
 	return l
+}
+
+// in is the lab for another test, which ends before the lab's own.
+func (l *lab) in(t *testing.T) *lab {
+	c := *l
+	c.t = t
+	return &c
 }
 
 func (l *lab) command(name string, args ...string) *exec.Cmd {
@@ -140,6 +149,25 @@ func (l *lab) umount(dir string) {
 	if out, code := l.try("pexfs", "umount", dir); code != 0 {
 		l.t.Errorf("umount: %s", out)
 	}
+}
+
+// sealed is an image that is complete and on disk.
+type sealed struct {
+	Key, State, Root string
+	file             string
+}
+
+// seal completes an image, named by its reference or a folder where it is mounted.
+func (l *lab) seal(image string) sealed {
+	l.t.Helper()
+	lines := strings.Split(strings.TrimSpace(l.do("pexfs", "wait", "--json", image)), "\n")
+	var s sealed
+	decode(l.t, lines[len(lines)-1], &s)
+	if s.State != "sealed" {
+		l.t.Fatalf("%s is %s", image, s.State)
+	}
+	s.file = filepath.Join(l.cache, "images", s.Key, "image.erofs")
+	return s
 }
 
 // imageFile is the only image of the cache.

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -63,6 +62,13 @@ func (im *Image) Err() error {
 	im.mu.Lock()
 	defer im.mu.Unlock()
 	return im.err
+}
+
+// ResetErr forgets why the filler stopped, for one who starts another.
+func (im *Image) ResetErr() {
+	im.mu.Lock()
+	im.err = nil
+	im.mu.Unlock()
 }
 
 // LayerProgress is how much of what the image shows of a layer is there, in bytes.
@@ -425,7 +431,9 @@ func (im *Image) fetchRun(ctx context.Context, r run, j *job) error {
 	}
 	defer rd.Close()
 	im.fetched.Add(end - start)
-	err = layer.ReadChunks(ctx, layer.Format(ly.Format), io.Reader(rd), start, chunks, func(i int, p []byte) error {
+	dec := im.c.decoders.Get().(*layer.ChunkReader)
+	defer im.c.decoders.Put(dec)
+	err = dec.Read(ctx, layer.Format(ly.Format), rd, start, chunks, func(i int, p []byte) error {
 		if err := im.place(im.plan.extent(ext[i]), nums[i], chunks[i], p); err != nil {
 			return err
 		}

@@ -116,6 +116,8 @@ func printFsck(im daemon.ImageStatus, r fsckResult, err error) {
 	what := cli.Bytes(r.Checked) + " checked, all right"
 	healed := "; healed"
 	switch {
+	case err != nil && r.None():
+		what = "not checked"
 	case r.Files != "":
 		what, healed = r.Files, "; removed, to be made anew when it is next opened"
 	case r.Bad == 1:

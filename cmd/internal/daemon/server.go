@@ -338,15 +338,18 @@ func (s *server) wait(w http.ResponseWriter, r *http.Request) {
 		fail(w, err)
 		return
 	}
-	s.fill(im)
+	im.ResetErr() // it may be mended now
 	out := newLines(w)
 	t := time.NewTicker(200 * time.Millisecond)
 	defer t.Stop()
 	for {
 		sealed := im.State() == store.Sealed
-		if !sealed && !im.Filling() && im.Err() != nil {
-			out.send(Message{Error: toError(im.Err())})
-			return
+		if !sealed && !im.Filling() {
+			if err := im.Err(); err != nil {
+				out.send(Message{Error: toError(err)})
+				return
+			}
+			s.fill(im)
 		}
 		st := s.imageStatus(im.Info(), nil)
 		if out.send(Message{Image: &st}) != nil || sealed {
