@@ -30,26 +30,37 @@ type dirent struct {
 // inRoot calls f in a thread whose root and working directory is dir, with a umask of 0. The thread ends with f.
 func inRoot(t *testing.T, dir string, f func() error) {
 	t.Helper()
+	if err := inThread(func() error {
+		if err := unix.Unshare(unix.CLONE_FS); err != nil {
+			return fmt.Errorf("unsharing: %w", err)
+		}
+		if err := unix.Chroot(dir); err != nil {
+			return fmt.Errorf("entering %s: %w", dir, err)
+		}
+		unix.Umask(0)
+		if err := unix.Chdir("/"); err != nil {
+			return err
+		}
+		return f()
+	}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// inThread calls f in a thread that ends with it: not the process's first, whose root is what /proc/self shows to all.
+func inThread(f func() error) error {
 	done := make(chan error)
 	go func() {
 		runtime.LockOSThread()
-		done <- func() error {
-			if err := unix.Unshare(unix.CLONE_FS); err != nil {
-				return fmt.Errorf("unsharing: %w", err)
-			}
-			if err := unix.Chroot(dir); err != nil {
-				return fmt.Errorf("entering %s: %w", dir, err)
-			}
-			unix.Umask(0)
-			if err := unix.Chdir("/"); err != nil {
-				return err
-			}
-			return f()
-		}()
+		if unix.Gettid() != unix.Getpid() {
+			done <- f()
+			return
+		}
+		err := inThread(f) // while this one is held
+		runtime.UnlockOSThread()
+		done <- err
 	}()
-	if err := <-done; err != nil {
-		t.Fatal(err)
-	}
+	return <-done
 }
 
 func newUnpacker() (*unpacker, error) {
