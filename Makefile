@@ -11,7 +11,7 @@ PACKAGES := qemu-system-x86 qemu-system-data fuse3 erofs-utils mmdebstrap umoci 
 export PATH := $(BIN):$(PATH)
 export PEX_BUILD := $(BUILD)
 
-.PHONY: all build deps kernel image demo lint test fuzz clean
+.PHONY: all build deps kernel image demo lint test fuzz bench clean
 all: build
 
 build:
@@ -51,6 +51,13 @@ test: build deps kernel image lint
 # Every fuzz target for FUZZTIME, two at once: make fuzz FUZZTIME=3m
 fuzz: deps
 	@GO="$(GO)" e2e/fuzz/run $(BUILD) $(FUZZTIME) 2
+
+# What the project is for, measured against what else does it, as root: make bench IMAGES=DIR BENCH='-only cold -runs 11' (see e2e/bench)
+bench: build image
+	@$(MAKE) --no-print-directory deps PACKAGES="$(PACKAGES) containerd iproute2 e2fsprogs"
+	$(GO) build -C e2e/bench/stargz -trimpath -o $(BUILD)/bench/bin/ .
+	$(GO) build -trimpath -o $(BUILD)/bench/bin/ ./e2e/bench
+	@$(BUILD)/bench/bin/bench $(if $(IMAGES),-images $(IMAGES)) $(BENCH)
 
 clean:
 	rm -rf $(BUILD)
