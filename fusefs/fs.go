@@ -3,7 +3,10 @@
 //
 // A NodeID is an inode's nid, and so is st_ino; the root is 1 in both. An image never changes, so the kernel may keep
 // everything it was told for ever: names, names that don't exist, attributes, symlinks, directories, pages. There is no state
-// of the kernel's to keep: FORGET is empty, handles are 0. Everything that would write is EROFS.
+// of the kernel's to keep: FORGET is empty, and nothing is opened or released by a request. So what was read once is read again
+// without one. Everything that would write is EROFS.
+//
+// ServeFile shows an image in another way: as one file, for the kernel to mount as EROFS.
 //
 // No lock is held anywhere. A read waits in Data for missing contents and ends with EINTR when its request is interrupted.
 // NodeIDs, names and offsets come from a kernel that may be a hostile guest's: each goes through package erofs, which trusts none.
@@ -46,6 +49,9 @@ type FS struct {
 	data               Data
 	fd                 FdData // data, if it is one
 	log                *slog.Logger
+	openDirs           bool // the kernel is one that must be let open directories: before Linux 5.1
+	copied             int  // reads of less bytes are copied rather than spliced
+	attributes         attributes
 }
 
 var _ fuse.RawFileSystem = (*FS)(nil)
@@ -153,19 +159,27 @@ func (f *FS) Access(_ <-chan struct{}, in *fuse.AccessIn) fuse.Status {
 	return fuse.ENOSYS // for good: the kernel then decides by itself
 }
 
-func (f *FS) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
-	if in.Flags&syscall.O_ACCMODE != syscall.O_RDONLY { // overlayfs sets flags of its own beside these
-		return fuse.EROFS
+// Open and OpenDir are answered with ENOSYS, for good: the kernel then opens by itself, never asks to open, release or flush again,
+// and keeps pages and names as if it had been told so. What can't be read is an error of READ and READDIR. A mount is read-only, so
+// that no open for writing gets here; one of a kernel that does otherwise ends at its first WRITE.
+
+func (f *FS) Open(<-chan struct{}, *fuse.OpenIn, *fuse.OpenOut) fuse.Status { return fuse.ENOSYS }
+
+func (f *FS) OpenDir(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
+	if !f.openDirs {
+		return fuse.ENOSYS
 	}
-	i, err := f.im.Inode(in.NodeId)
-	if err != nil {
-		return f.errno("open", in.NodeId, err)
-	}
-	if _, err := f.im.DataOff(i); err != nil && !errors.Is(err, erofs.ErrUnsupported) {
-		return f.errno("open", in.NodeId, err)
-	}
-	out.OpenFlags = fuse.FOPEN_KEEP_CACHE
+	out.OpenFlags = fuse.FOPEN_CACHE_DIR | fuse.FOPEN_KEEP_CACHE
 	return fuse.OK
+}
+
+// spliceMin is from how many bytes on three system calls and one copy take less time than two system calls and two copies.
+const spliceMin = 64 << 10
+
+// Init takes down what the kernel of a mount can do. It isn't called for virtio-fs, whose reads go straight to the guest's memory.
+func (f *FS) Init(s *fuse.Server) {
+	f.copied = spliceMin
+	f.openDirs = s.KernelSettings().Flags64()&fuse.CAP_NO_OPENDIR_SUPPORT == 0
 }
 
 // request is the context of one request: it ends when the request is interrupted.
@@ -207,7 +221,7 @@ func (f *FS) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.Rea
 		}
 		return fuse.ReadResultData(buf[:n]), fuse.OK
 	}
-	if f.fd != nil {
+	if f.fd != nil && n >= f.copied {
 		if fd, fdOff, ok := f.fd.ReadFd(at+off, n); ok {
 			return fuse.ReadResultFd(fd, fdOff, n), fuse.OK
 		}
@@ -231,15 +245,6 @@ func (f *FS) Fsync(<-chan struct{}, *fuse.FsyncIn) fuse.Status                 {
 func (f *FS) FsyncDir(<-chan struct{}, *fuse.FsyncIn) fuse.Status              { return fuse.OK }
 func (f *FS) ReleaseDir(*fuse.ReleaseIn)                                       {}
 func (f *FS) Lseek(<-chan struct{}, *fuse.LseekIn, *fuse.LseekOut) fuse.Status { return fuse.ENOSYS }
-
-func (f *FS) OpenDir(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
-	i, err := f.im.Inode(in.NodeId)
-	if err == nil && !i.IsDir() {
-		err = erofs.ErrNotDir
-	}
-	out.OpenFlags = fuse.FOPEN_CACHE_DIR | fuse.FOPEN_KEEP_CACHE
-	return f.errno("opendir", in.NodeId, err)
-}
 
 func (f *FS) ReadDir(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList) fuse.Status {
 	return f.readDir(in, func(d erofs.Dirent) bool {
@@ -268,43 +273,6 @@ func (f *FS) readDir(in *fuse.ReadIn, add func(erofs.Dirent) bool) fuse.Status {
 		return f.errno("readdir", in.NodeId, err)
 	}
 	return f.errno("readdir", in.NodeId, f.im.ReadDir(dir, in.Offset, add))
-}
-
-func (f *FS) GetXAttr(_ <-chan struct{}, h *fuse.InHeader, name string, dest []byte) (uint32, fuse.Status) {
-	in, err := f.im.Inode(h.NodeId)
-	if err != nil {
-		return 0, f.errno("getxattr", h.NodeId, err)
-	}
-	v, err := f.im.Xattr(in, name)
-	if err != nil {
-		return 0, f.errno("getxattr", h.NodeId, err)
-	}
-	return answer(dest, v)
-}
-
-func (f *FS) ListXAttr(_ <-chan struct{}, h *fuse.InHeader, dest []byte) (uint32, fuse.Status) {
-	in, err := f.im.Inode(h.NodeId)
-	if err != nil {
-		return 0, f.errno("listxattr", h.NodeId, err)
-	}
-	xs, err := f.im.Xattrs(in)
-	if err != nil {
-		return 0, f.errno("listxattr", h.NodeId, err)
-	}
-	var all []byte
-	for _, x := range xs {
-		all = append(append(all, x.Name...), 0)
-	}
-	return answer(dest, all)
-}
-
-// answer gives v's size to who asks with no room, and ERANGE with too little.
-func answer(dest, v []byte) (uint32, fuse.Status) {
-	if len(dest) > 0 && len(dest) < len(v) {
-		return uint32(len(v)), fuse.ERANGE
-	}
-	copy(dest, v)
-	return uint32(len(v)), fuse.OK
 }
 
 // StatFs tells the image's size, with nothing free.

@@ -33,7 +33,10 @@ const maxIO = 1 << 20
 func ServerOptions() *fuse.MountOptions {
 	return &fuse.MountOptions{
 		MaxWrite: maxIO, MaxReadAhead: maxIO, MaxBackground: 64, EnableSymlinkCaching: true,
-		Logger: log.New(io.Discard, "", 0),
+		ExplicitDataCacheControl: true, // contents never change: no read asks whether they did
+		// who offers it counts as a stacked file system, and Linux neither stacks two more on that nor mounts an image that lies in it
+		DisabledCapabilities: fuse.CAP_PASSTHROUGH,
+		Logger:               log.New(io.Discard, "", 0),
 	}
 }
 
@@ -43,9 +46,11 @@ type Server struct {
 	dir string
 }
 
-// Mount mounts f on dir, read-only, nosuid and nodev: by mount(2) as root, else by fusermount3. It returns when the mount can be
-// used.
-func Mount(f *FS, dir string, o MountOptions) (*Server, error) {
+// Mount mounts f on dir, read-only, nosuid and nodev: by mount(2) as root, else by fusermount3. Where the kernel checks permissions,
+// it heeds access lists, and keeps them. It returns when the mount can be used.
+func Mount(f *FS, dir string, o MountOptions) (*Server, error) { return mountAny(f, dir, o) }
+
+func mountAny(f fuse.RawFileSystem, dir string, o MountOptions) (*Server, error) {
 	st, err := os.Stat(dir)
 	if err != nil {
 		return nil, fmt.Errorf("mounting: %w", err)
@@ -67,6 +72,7 @@ func Mount(f *FS, dir string, o MountOptions) (*Server, error) {
 		m.DirectMountStrict = true
 		m.DirectMountFlags = unix.MS_RDONLY | unix.MS_NOSUID | unix.MS_NODEV
 		m.Options = []string{"default_permissions"}
+		m.EnableAcl = true
 	} else {
 		if _, err := exec.LookPath("fusermount3"); err != nil {
 			return nil, fmt.Errorf("mounting on %s: %w: %w", dir, ErrNoFUSE, err)
@@ -74,6 +80,7 @@ func Mount(f *FS, dir string, o MountOptions) (*Server, error) {
 		m.Options = []string{"ro"}
 		if o.AllowOther {
 			m.Options = append(m.Options, "default_permissions")
+			m.EnableAcl = true
 		}
 		// fusermount3 splits at commas
 		m.FsName = strings.ReplaceAll(m.FsName, ",", "_")
