@@ -55,6 +55,9 @@ func (im *Image) ahead(r *run) {
 	if !slices.ContainsFunc(r.chunk, func(k int) bool { return im.jobsOf[k] == nil }) {
 		return // it is on its way already
 	}
+	if im.aheadOfReplay(r) {
+		return
+	}
 	window := im.walks.step(r.layer, r.start, r.end)
 	first, end := len(r.chunk), r.end
 	limit := end + window

@@ -2,17 +2,13 @@ package lazy
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
-	"iter"
 
 	"github.com/pexfs/pex/erofs"
 	"github.com/pexfs/pex/lazy/layer"
 	"github.com/pexfs/pex/lazy/store"
-	"github.com/pexfs/pex/lazy/tree"
 )
 
 // build makes the image of a recipe: scan, merge, lay out, and copy what streamed layers brought.
@@ -22,7 +18,7 @@ func (c *Cache) build(ctx context.Context, r *recipe, tell func(Event)) (*Image,
 	lim := c.limits(r.opts)
 	s := c.newScan(lim, r.opts.Stream, tell)
 	for range 2 {
-		layers, err := s.layers(ctx, sources)
+		layers, err := s.layers(ctx, r, sources)
 		if err != nil {
 			return nil, err
 		}
@@ -42,7 +38,7 @@ func (c *Cache) build(ctx context.Context, r *recipe, tell func(Event)) (*Image,
 
 // make makes the image's files and shows them in the cache. Where contents of streamed layers are in no spool and no
 // image any more, it returns those layers instead.
-func (c *Cache) make(ctx context.Context, r *recipe, sources []source, layers []*layer.Index, tell func(Event)) (*Image, map[string]bool, error) {
+func (c *Cache) make(ctx context.Context, r *recipe, sources []source, layers []*layer.Packed, tell func(Event)) (*Image, map[string]bool, error) {
 	key := r.key(layers)
 	im, err := c.load(ctx, key)
 	if errors.Is(err, store.ErrDamaged) {
@@ -74,14 +70,18 @@ func (c *Cache) make(ctx context.Context, r *recipe, sources []source, layers []
 		Dropped: l.Dropped(), Ambiguous: ambiguous, UUID: uuidOf(key),
 	}
 	t = nil
-	var w planWriter
 	for i, s := range sources {
 		ly := store.Layer{Digest: s.d.Digest.String(), Size: s.d.Size, MediaType: string(s.d.MediaType), Format: uint8(layers[i].Format), DiffID: s.diffID.Hex}
 		if layers[i].Source == layer.FromTOC {
-			ly.TOC, ly.Index = true, s.tocName()
+			ly.TOC, ly.Index = true, tocName(s.d)
 		}
 		info.Layers = append(info.Layers, ly)
 	}
+	chunks := 0
+	for _, e := range l.Extents() {
+		chunks += int(layers[e.Content.Layer].Contents[e.Content.Index].Chunks)
+	}
+	w := newPlanWriter(len(l.Extents()), chunks)
 	for _, e := range l.Extents() {
 		ix := layers[e.Content.Layer]
 		ct := ix.Contents[e.Content.Index]
@@ -119,22 +119,12 @@ func (c *Cache) record(r *recipe, key store.Key) error {
 	if !r.plain() {
 		return nil
 	}
-	h := sha256.Sum256(r.parts[0].config)
-	return c.st.PutRecord(r.parts[0].manifest, store.Record{Image: key, Config: hex.EncodeToString(h[:])})
-}
-
-func entries(ix *layer.Index) iter.Seq2[tree.Entry, error] {
-	return func(yield func(tree.Entry, error) bool) {
-		for _, e := range ix.Entries {
-			if !yield(e, nil) {
-				return
-			}
-		}
-	}
+	p := r.parts[0]
+	return c.st.PutRecord(p.manifest, store.Record{Image: key, Config: p.m.Config.Digest.Hex})
 }
 
 // write puts into a new image all that is known: metadata, gaps, and the contents of streamed layers.
-func (c *Cache) write(ctx context.Context, f *store.Image, l *erofs.Layout, sources []source, layers []*layer.Index, tell func(Event)) (missing map[string]bool, err error) {
+func (c *Cache) write(ctx context.Context, f *store.Image, l *erofs.Layout, sources []source, layers []*layer.Packed, tell func(Event)) (missing map[string]bool, err error) {
 	put := &metaWriter{f: f}
 	if err := l.WriteTo(put); err != nil {
 		return nil, err
@@ -143,26 +133,23 @@ func (c *Cache) write(ctx context.Context, f *store.Image, l *erofs.Layout, sour
 	const block = store.BlockSize
 	at := int64(block)
 	for _, e := range l.Extents() {
-		f.PutZeros(at, e.Off)
+		if at < e.Off {
+			f.PutZeros(at, e.Off)
+		}
 		at = (e.Off + e.Size + block - 1) / block * block
 	}
 	f.PutZeros(at, l.MetaOffset())
 	f.PutZeros(put.end(l.MetaOffset()), l.Size())
 
-	spools := make([]*store.Spool, len(layers))
-	defer func() {
-		for _, s := range spools {
-			if s != nil {
-				s.Close()
-			}
-		}
-	}()
-	for i, ix := range layers {
-		if ix.Source == layer.FromTar {
-			if s, err := c.st.LayerSpool(sources[i].d.Digest.Hex); err == nil {
-				spools[i] = s
-			}
-		}
+	spools := c.openSpools(sources, layers)
+	defer spools.close()
+	var done int64
+	left, err := spools.copyTo(ctx, f, l.Extents(), layers, func(n int64) {
+		done += n
+		tell(Event{Stage: "copying", Bytes: done, Total: f.Info.Stream})
+	})
+	if err != nil {
+		return nil, err
 	}
 	// what is in no spool must be in another image
 	type want struct {
@@ -171,29 +158,11 @@ func (c *Cache) write(ctx context.Context, f *store.Image, l *erofs.Layout, sour
 	}
 	elsewhere := make(map[layer.Key]want)
 	keys := make(map[layer.Key]bool)
-	var done int64
-	for i, e := range l.Extents() {
+	for _, e := range left {
 		ly := int(e.Content.Layer)
-		if layers[ly].Source != layer.FromTar {
-			continue
-		}
-		if err := ctx.Err(); err != nil {
-			return nil, err
-		}
-		ct := layers[ly].Contents[e.Content.Index]
-		if s := spools[ly]; s != nil {
-			if leaves, ok := s.LeavesOf(ct.SpoolOff, ct.Size); ok && layer.BlocksKey(ct.Size, leaves) == ct.Key {
-				if err := f.Clone(e.Off, s.Data, ct.SpoolOff, ct.Size, leaves); err != nil {
-					return nil, err
-				}
-				if done += ct.Size; i%256 == 0 {
-					tell(Event{Stage: "copying", Bytes: done, Total: f.Info.Stream})
-				}
-				continue
-			}
-		}
-		elsewhere[ct.Key] = want{e.Off, ly}
-		keys[ct.Key] = true
+		k := layers[ly].Contents[e.Content.Index].Key
+		elsewhere[k] = want{e.Off, ly}
+		keys[k] = true
 	}
 	if len(keys) == 0 {
 		return nil, nil

@@ -9,6 +9,8 @@ var (
 	ErrRefused = errors.New("the image is refused")
 	// ErrBusy is wrapped where an image is being filled and must not be.
 	ErrBusy = errors.New("the image is being filled")
+	// ErrOffline is wrapped where something would have to be fetched and nothing may be.
+	ErrOffline = errors.New("nothing is fetched offline")
 	// ErrReopened says that damage was found in an image that was sealed: what was opened before is to be asked for again.
 	ErrReopened = errors.New("the image was opened anew")
 )

@@ -89,7 +89,7 @@ func (im *Image) fill(ctx context.Context) error {
 	}
 	var pairs []int
 	send := func() bool {
-		rs := im.runs(pairs)
+		rs := im.runs(pairs, fetchMax)
 		pairs = nil
 		for _, r := range rs {
 			select {

@@ -2,10 +2,11 @@ package lazy
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 
 	"github.com/pexfs/pex/lazy/layer"
 	"github.com/pexfs/pex/lazy/store"
@@ -142,27 +143,18 @@ func (c *Cache) remake(ctx context.Context, im *Image, p *plan, bad []int64, str
 	if err != nil {
 		return err
 	}
-	pt := part{repo: repo, manifest: info.Manifest}
-	if err := json.Unmarshal(raw, &pt.m); err != nil {
-		return fmt.Errorf("reading manifest sha256:%s: %w", info.Manifest, err)
-	}
-	if pt.config, err = c.config(ctx, repo, pt.m.Config); err != nil {
+	pt, err := newPart("sha256:"+info.Manifest, repo, v1.Hash{Algorithm: "sha256", Hex: info.Manifest}, raw)
+	if err != nil {
 		return err
 	}
-	if err := json.Unmarshal(pt.config, &pt.cfg); err != nil {
-		return fmt.Errorf("reading config of sha256:%s: %w", info.Manifest, err)
-	}
-	if err := checkLayers(pt.m, &pt.cfg); err != nil {
-		return err
-	}
-	r := &recipe{parts: []part{pt}}
+	r := &recipe{parts: []*part{pt}}
 	sources := r.sources()
 	defer c.use(sources)()
 	s := c.newScan(c.opts.Limits, false, tell)
 	for i := range streamed {
 		s.again[sources[p.extent(i).layer].d.Digest.Hex] = true
 	}
-	layers, err := s.layers(ctx, sources)
+	layers, err := s.layers(ctx, r, sources)
 	if err != nil {
 		return err
 	}
@@ -199,7 +191,7 @@ func (c *Cache) remake(ctx context.Context, im *Image, p *plan, bad []int64, str
 }
 
 // remakeContent copies a content from its layer's spool again.
-func (c *Cache) remakeContent(im *Image, e extent, sources []source, layers []*layer.Index) error {
+func (c *Cache) remakeContent(im *Image, e extent, sources []source, layers []*layer.Packed) error {
 	s := sources[e.layer]
 	sp, err := c.st.LayerSpool(s.d.Digest.Hex)
 	if err != nil {

@@ -152,7 +152,7 @@ func goodManifest(f *testing.F, repo *memRepo) (m v1.Manifest, cfg v1.ConfigFile
 	return m, cfg
 }
 
-func asJSON(f *testing.F, v any) []byte {
+func asJSON(f testing.TB, v any) []byte {
 	f.Helper()
 	b, err := json.Marshal(v)
 	if err != nil {

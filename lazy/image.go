@@ -26,19 +26,21 @@ type Image struct {
 	clones map[int]clone // by extent
 	others []*store.Image
 
-	fetched atomic.Int64 // compressed bytes asked of the network since the daemon runs
-	filling atomic.Bool
-	jobs    sync.WaitGroup
-	ctx     context.Context // of the jobs
-	cancel  context.CancelFunc
+	fetched   atomic.Int64 // compressed bytes asked of the network since the daemon runs
+	filling   atomic.Bool
+	replaying atomic.Bool
+	jobs      sync.WaitGroup
+	ctx       context.Context // of the jobs
+	cancel    context.CancelFunc
 
-	mu     sync.Mutex              // guards what follows; never held over I/O
-	repo   Blobs                   // nil until somebody names where to fetch from
-	done   []bool                  // chunks written by this process
-	parts  map[int64]map[int]int64 // blocks shared by chunks, by offset: bytes that each chunk wrote
-	jobsOf map[int]*job            // chunks being fetched
-	walks  walks                   // of readers
-	err    error                   // why the filler gave up, for status
+	mu      sync.Mutex              // guards what follows; never held over I/O
+	repo    Blobs                   // nil until somebody names where to fetch from
+	done    []bool                  // chunks written by this process
+	parts   map[int64]map[int]int64 // blocks shared by chunks, by offset: bytes that each chunk wrote
+	jobsOf  map[int]*job            // chunks being fetched
+	walks   walks                   // of readers
+	awaited map[int]*run            // of a replay, by chunk; nil: there is none
+	err     error                   // why the filler gave up, for status
 }
 
 type clone struct {
@@ -342,8 +344,9 @@ type run struct {
 	start, end int64
 }
 
-// runs groups pairs of (extent, chunk) into fetches, in the order in which the chunks lie in their layers.
-func (im *Image) runs(pairs []int) []run {
+// runs groups pairs of (extent, chunk) into fetches of at most most bytes, in the order in which the chunks lie in their layers. A chunk
+// that is larger makes one by itself.
+func (im *Image) runs(pairs []int, most int64) []run {
 	type want struct {
 		ext, chunk int
 		layer      uint32
@@ -360,7 +363,7 @@ func (im *Image) runs(pairs []int) []run {
 	for _, w := range wants {
 		if n := len(all); n > 0 {
 			r := &all[n-1]
-			if r.layer == w.layer && w.at.Start <= r.end+fetchGap && max(w.at.End, r.end)-r.start <= fetchMax {
+			if r.layer == w.layer && w.at.Start <= r.end+fetchGap && max(w.at.End, r.end)-r.start <= most {
 				r.ext, r.chunk, r.end = append(r.ext, w.ext), append(r.chunk, w.chunk), max(r.end, w.at.End)
 				r.wanted = r.chunk
 				continue
@@ -377,7 +380,7 @@ func (im *Image) fetchAll(ctx context.Context, pairs []int) error {
 	defer cancel(nil)
 	var wg sync.WaitGroup
 	slots := make(chan struct{}, fetchers)
-	for _, r := range im.runs(pairs) {
+	for _, r := range im.runs(pairs, fetchMax) {
 		slots <- struct{}{}
 		wg.Go(func() {
 			defer func() { <-slots }()

@@ -62,14 +62,16 @@ type Cache struct {
 	opts Options
 	log  *slog.Logger
 
-	opening flights[string, *Image]   // by manifest digest
-	scans   flights[string, *scanned] // by layer digest and kind
-	readers readers                   // Needs that wait for the network: the fillers yield to them
+	opening flights[string, *Image]        // by manifest digest
+	scans   flights[string, *layer.Packed] // by layer digest and kind
+	readers readers                        // Needs that wait for the network: the fillers yield to them
 	// decoders are *layer.ChunkReaders at rest: each has some hundred KiB of tables and windows.
 	decoders sync.Pool
-	mu       sync.Mutex           // guards what follows
-	images   map[store.Key]*Image // open for filling
-	using    map[string]int       // layers whose spools openings use, by digest in hex
+	mu       sync.Mutex               // guards what follows
+	images   map[store.Key]*Image     // open for filling
+	using    map[string]int           // layers whose spools openings use, by digest in hex
+	trimming map[string]chan struct{} // layers whose spools are being trimmed; closed in the end
+	trims    sync.WaitGroup           // of what trimming lists
 }
 
 // NewCache works on st, whose lock the caller holds.
@@ -80,7 +82,7 @@ func NewCache(st *store.Store, o Options) *Cache {
 	if o.ReadTimeout == 0 {
 		o.ReadTimeout = time.Minute
 	}
-	c := &Cache{st: st, opts: o, log: o.Log, images: make(map[store.Key]*Image), using: make(map[string]int)}
+	c := &Cache{st: st, opts: o, log: o.Log, images: make(map[store.Key]*Image), using: make(map[string]int), trimming: make(map[string]chan struct{})}
 	c.decoders.New = func() any { return new(layer.ChunkReader) }
 	return c
 }
@@ -90,6 +92,7 @@ func NewCache(st *store.Store, o Options) *Cache {
 func (c *Cache) Close() error {
 	c.opening.wait()
 	c.scans.wait()
+	c.trims.Wait()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	var errs []error

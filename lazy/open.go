@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 
@@ -28,11 +29,17 @@ type OpenOptions struct {
 	Verify bool
 	// Stream reads every layer whole and uses no table of contents.
 	Stream bool
+	// Offline opens what the cache has and is complete, and asks nobody for anything; a tag is what it was last. Where that can't be,
+	// the error wraps ErrOffline. No Repo is needed.
+	Offline bool
 	// MaxSize and MaxEntries bound what is read of a layer; 0 is what the Cache was made with. An image that the cache has
 	// already is not measured again.
 	MaxSize    int64
 	MaxEntries int
 	Progress   func(Event) // may be nil; called from several goroutines
+	// Cold, which may be nil, is called before the layers of an image are read that the cache hasn't got, with the manifest's digest
+	// (SHA-256 in hex).
+	Cold func(manifest string)
 }
 
 // limits of layers that this opening reads.
@@ -63,8 +70,14 @@ func (c *Cache) Open(ctx context.Context, r ref.Ref, repo Repo, o OpenOptions) (
 	if tell == nil {
 		tell = func(Event) {}
 	}
+	if o.Offline {
+		repo = offline{}
+	}
 	tell(Event{Stage: "resolving", Text: r.String()})
 	d, raw, err := c.resolve(ctx, r, repo, o.Platform, tell)
+	if errors.Is(err, ErrOffline) {
+		err = fmt.Errorf("opening %s: %w, and the cache hasn't got it", r, ErrOffline)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -77,18 +90,28 @@ func (c *Cache) Open(ctx context.Context, r ref.Ref, repo Repo, o OpenOptions) (
 			return opened, nil
 		}
 	}
-	p, err := c.part(ctx, r, repo, d, raw)
+	if o.Offline {
+		return nil, fmt.Errorf("opening %s: %w, and the cache hasn't got it", r, ErrOffline)
+	}
+	if o.Cold != nil {
+		o.Cold(d.Hex)
+	}
+	p, err := newPart(r.String(), repo, d, raw)
 	if err != nil {
 		return nil, err
 	}
 	im, err := c.opening.do(ctx, fmt.Sprint(d.Hex, o.Strict, o.Verify, o.Stream, o.MaxSize, o.MaxEntries), func(ctx context.Context) (*Image, error) {
-		return c.build(ctx, &recipe{parts: []part{*p}, opts: o}, tell)
+		return c.build(ctx, &recipe{parts: []*part{p}, opts: o}, tell)
 	})
 	if err != nil {
 		return nil, fmt.Errorf("opening %s: %w", r, err)
 	}
+	config, err := c.config(ctx, repo, p.m.Config) // the cache has it now
+	if err != nil {
+		return nil, fmt.Errorf("reading config of %s: %w", r, err)
+	}
 	im.setRepo(repo)
-	return &Opened{Image: im, Manifest: d.Hex, Config: p.config}, nil
+	return &Opened{Image: im, Manifest: d.Hex, Config: config}, nil
 }
 
 // openCached opens the image that the cache has of a manifest, or gives nil if it has none that can be used.
@@ -125,6 +148,12 @@ func (c *Cache) openCached(ctx context.Context, manifest string, repo Repo, o Op
 			return nil, err
 		}
 	}
+	if o.Offline {
+		if im.State() == store.Lazy {
+			return nil, fmt.Errorf("%w, and %d of its %d bytes are missing", ErrOffline, info.Size-im.Present(), info.Size)
+		}
+		return &Opened{Image: im, Manifest: manifest, Config: config}, nil // whoever said where to fetch from has not been gainsaid
+	}
 	im.setRepo(repo)
 	return &Opened{Image: im, Manifest: manifest, Config: config}, nil
 }
@@ -132,9 +161,13 @@ func (c *Cache) openCached(ctx context.Context, manifest string, repo Repo, o Op
 // resolve gives the digest and bytes of the platform's manifest.
 func (c *Cache) resolve(ctx context.Context, r ref.Ref, repo Repo, p ref.Platform, tell func(Event)) (v1.Hash, []byte, error) {
 	last, lastErr := c.st.Ref(r.String(), p.String())
-	if lastErr == nil && r.IsDigest() { // a digest means the same for ever
-		if raw, err := c.st.Blob(last.Manifest); err == nil {
-			return v1.Hash{Algorithm: "sha256", Hex: last.Manifest}, raw, nil
+	if repo == (offline{}) || r.IsDigest() { // a digest means the same for ever
+		known := last.Manifest
+		if lastErr != nil && r.IsDigest() {
+			known = c.opened(r)
+		}
+		if raw, err := c.st.Blob(known); err == nil {
+			return v1.Hash{Algorithm: "sha256", Hex: known}, raw, nil
 		}
 	}
 	raw, d, err := c.fetchManifest(ctx, repo, p)
@@ -158,6 +191,18 @@ func (c *Cache) resolve(ctx context.Context, r ref.Ref, repo Repo, p ref.Platfor
 		}
 	}
 	return d, raw, nil
+}
+
+// opened is the manifest, SHA-256 in hex, that a reference by digest names, if an image was opened by it, whatever its name was then.
+func (c *Cache) opened(r ref.Ref) string {
+	d := r.Digest.Hex
+	if n, ok := r.Name.(name.Digest); ok {
+		d = strings.TrimPrefix(n.DigestStr(), "sha256:")
+	}
+	if _, err := c.st.Record(d); err != nil {
+		return ""
+	}
+	return d
 }
 
 func (c *Cache) fetchManifest(ctx context.Context, repo Repo, p ref.Platform) ([]byte, v1.Hash, error) {
@@ -218,24 +263,32 @@ func (c *Cache) config(ctx context.Context, repo Repo, d v1.Descriptor) ([]byte,
 	return b, err
 }
 
-// checkLayers refuses manifests that no layer need be read for.
-func checkLayers(m v1.Manifest, cfg *v1.ConfigFile) error {
+// checkLayers refuses manifests that nothing need be read for.
+func checkLayers(m v1.Manifest) error {
 	if len(m.Layers) > maxLayers {
 		return fmt.Errorf("the manifest lists %d layers, more than %d", len(m.Layers), maxLayers)
-	}
-	if len(cfg.RootFS.DiffIDs) != len(m.Layers) {
-		return fmt.Errorf("the manifest lists %d layers, the config %d diffIDs", len(m.Layers), len(cfg.RootFS.DiffIDs))
 	}
 	for i, l := range m.Layers {
 		switch {
 		case l.Digest.Algorithm != "sha256" || len(l.Digest.Hex) != 64:
 			return fmt.Errorf("layer %d: digest %.80q is not a SHA-256", i, l.Digest)
-		case cfg.RootFS.DiffIDs[i].Algorithm != "sha256" || len(cfg.RootFS.DiffIDs[i].Hex) != 64:
-			return fmt.Errorf("layer %s: diffID %.80q is not a SHA-256", l.Digest, cfg.RootFS.DiffIDs[i])
 		case l.Size < 0:
 			return fmt.Errorf("layer %s: size %d", l.Digest, l.Size)
 		case !strings.Contains(string(l.MediaType), "tar"):
 			return fmt.Errorf("layer %s: media type %.80q is not a file system layer's", l.Digest, l.MediaType)
+		}
+	}
+	return nil
+}
+
+// checkDiffIDs refuses diffIDs that are not those of the manifest's layers.
+func checkDiffIDs(m v1.Manifest, ids []v1.Hash) error {
+	if len(ids) != len(m.Layers) {
+		return fmt.Errorf("the manifest lists %d layers, the config %d diffIDs", len(m.Layers), len(ids))
+	}
+	for i, id := range ids {
+		if id.Algorithm != "sha256" || len(id.Hex) != 64 {
+			return fmt.Errorf("layer %s: diffID %.80q is not a SHA-256", m.Layers[i].Digest, id)
 		}
 	}
 	return nil

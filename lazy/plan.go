@@ -41,39 +41,50 @@ type plan struct {
 
 var errPlan = fmt.Errorf("%w: it can't be completed", store.ErrDamaged)
 
+// planWriter writes a plan in its place, which takes most memory of what an opening needs at once.
 type planWriter struct {
-	extents, chunks []byte
+	b               []byte // the whole plan
+	extents, chunks []byte // what of it is to be written
+	n               uint32 // chunks written
+}
+
+// newPlanWriter makes one for a plan of so many extents and chunks: add gives no more, and no fewer.
+func newPlanWriter(extents, chunks int) *planWriter {
+	b := make([]byte, planHeader+extents*extentSize+chunks*chunkSize+sha256.Size)
+	copy(b, planMagic)
+	binary.LittleEndian.PutUint64(b[8:], uint64(extents))
+	binary.LittleEndian.PutUint64(b[16:], uint64(chunks))
+	at := planHeader + extents*extentSize
+	return &planWriter{b: b, extents: b[planHeader:at], chunks: b[at : len(b)-sha256.Size]}
 }
 
 func (w *planWriter) add(off, size int64, key layer.Key, ly int, chunks []layer.Chunk) {
 	le := binary.LittleEndian
-	b := w.extents
-	b = le.AppendUint64(b, uint64(off))
-	b = le.AppendUint64(b, uint64(size))
-	b = append(b, key[:]...)
-	b = le.AppendUint32(b, uint32(len(w.chunks)/chunkSize))
-	b = le.AppendUint32(b, uint32(len(chunks)))
-	b = le.AppendUint64(b, uint64(ly))
-	w.extents = b
-	c := w.chunks
+	e := w.extents[:extentSize]
+	w.extents = w.extents[extentSize:]
+	le.PutUint64(e, uint64(off))
+	le.PutUint64(e[8:], uint64(size))
+	copy(e[16:], key[:])
+	le.PutUint32(e[48:], w.n)
+	le.PutUint32(e[52:], uint32(len(chunks)))
+	le.PutUint64(e[56:], uint64(ly))
+	w.n += uint32(len(chunks))
 	for _, ch := range chunks {
-		for _, v := range [...]int64{ch.Off, ch.Size, ch.Start, ch.End, ch.Inner} {
-			c = le.AppendUint64(c, uint64(v))
+		c := w.chunks[:chunkSize]
+		w.chunks = w.chunks[chunkSize:]
+		for i, v := range [...]int64{ch.Off, ch.Size, ch.Start, ch.End, ch.Inner} {
+			le.PutUint64(c[8*i:], uint64(v))
 		}
-		c = append(c, ch.Digest[:]...)
+		copy(c[40:], ch.Digest[:])
 	}
-	w.chunks = c
 }
 
+// bytes is the plan. Nothing is added any more.
 func (w *planWriter) bytes() []byte {
-	le := binary.LittleEndian
-	b := make([]byte, 0, planHeader+len(w.extents)+len(w.chunks)+sha256.Size)
-	b = append(b, planMagic...)
-	b = le.AppendUint64(b, uint64(len(w.extents)/extentSize))
-	b = le.AppendUint64(b, uint64(len(w.chunks)/chunkSize))
-	b = append(append(b, w.extents...), w.chunks...)
-	h := sha256.Sum256(b)
-	return append(b, h[:]...)
+	end := len(w.b) - sha256.Size
+	h := sha256.Sum256(w.b[:end])
+	copy(w.b[end:], h[:])
+	return w.b
 }
 
 // readPlan checks a plan of an image of size bytes with n layers: contents lie in the image, each in blocks of its own, and their

@@ -13,31 +13,31 @@ import (
 // contents, what is looked up in it is right, and it is what would be written.
 func FuzzPlan(f *testing.F) {
 	const block = store.BlockSize
-	seed := func(size int64, layers uint8, add func(w *planWriter)) {
-		var w planWriter
-		add(&w)
+	seed := func(size int64, layers uint8, extents, chunks int, add func(w *planWriter)) {
+		w := newPlanWriter(extents, chunks)
+		add(w)
 		b := w.bytes()
 		f.Add(b[:len(b)-sha256.Size], size, layers, size/2)
 	}
-	seed(4*block, 2, func(w *planWriter) {
+	seed(4*block, 2, 2, 2, func(w *planWriter) {
 		w.add(block, 5000, layer.Key{1}, 0, []layer.Chunk{{Size: 4000, End: 10}, {Off: 4000, Size: 1000, End: 10, Inner: 4000}})
 		w.add(3*block, block, layer.Key{2}, 1, nil)
 	})
-	seed(block, 0, func(*planWriter) {})
+	seed(block, 0, 0, 0, func(*planWriter) {})
 	// a content of another's blocks, one within a block, chunks with a gap, of nothing, beyond the content, and of nobody
-	seed(4*block, 1, func(w *planWriter) { w.add(0, 5000, layer.Key{}, 0, nil); w.add(block, 1, layer.Key{}, 0, nil) })
-	seed(4*block, 1, func(w *planWriter) { w.add(100, 100, layer.Key{}, 0, nil) })
-	seed(4*block, 1, func(w *planWriter) {
+	seed(4*block, 1, 2, 0, func(w *planWriter) { w.add(0, 5000, layer.Key{}, 0, nil); w.add(block, 1, layer.Key{}, 0, nil) })
+	seed(4*block, 1, 1, 0, func(w *planWriter) { w.add(100, 100, layer.Key{}, 0, nil) })
+	seed(4*block, 1, 1, 2, func(w *planWriter) {
 		w.add(0, 20, layer.Key{}, 0, []layer.Chunk{{Size: 9, End: 1}, {Off: 10, Size: 10, End: 1}})
 	})
-	seed(4*block, 1, func(w *planWriter) {
+	seed(4*block, 1, 1, 2, func(w *planWriter) {
 		w.add(0, 20, layer.Key{}, 0, []layer.Chunk{{Size: 20, End: 1}, {Off: 20, End: 1}})
 	})
-	seed(4*block, 1, func(w *planWriter) {
+	seed(4*block, 1, 1, 1, func(w *planWriter) {
 		w.add(0, 20, layer.Key{}, 0, []layer.Chunk{{Size: 1 << 62, Start: 5, End: 4}})
 	})
-	seed(4*block, 1, func(w *planWriter) { w.chunks = make([]byte, chunkSize) })
-	seed(4*block, 1, func(w *planWriter) { w.add(0, 20, layer.Key{}, 1<<32, nil) })
+	seed(4*block, 1, 0, 1, func(*planWriter) {})
+	seed(4*block, 1, 1, 0, func(w *planWriter) { w.add(0, 20, layer.Key{}, 1<<32, nil) })
 	f.Fuzz(func(t *testing.T, body []byte, size int64, layers uint8, off int64) {
 		sum := sha256.Sum256(body)
 		b := append(bytes.Clone(body), sum[:]...)
@@ -45,7 +45,7 @@ func FuzzPlan(f *testing.F) {
 		if err != nil {
 			return
 		}
-		var w planWriter
+		w := newPlanWriter(p.extents, p.chunks)
 		end := int64(0)
 		for i := range p.extents {
 			e := p.extent(i)

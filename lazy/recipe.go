@@ -20,7 +20,7 @@ import (
 
 // recipe is what an image file is made from: one image, or several below prefixes of their own.
 type recipe struct {
-	parts []part
+	parts []*part
 	shift uint32 // added to every uid and gid
 	opts  OpenOptions
 }
@@ -29,30 +29,35 @@ type recipe struct {
 type part struct {
 	prefix   string // where its tree goes; empty: it is the root
 	ref      string
-	repo     Blobs
+	repo     Repo
 	manifest string // SHA-256 in hex
 	m        v1.Manifest
-	cfg      v1.ConfigFile
-	config   []byte
 }
 
-// part reads the config that a manifest names and checks what both say.
-func (c *Cache) part(ctx context.Context, r ref.Ref, repo Repo, d v1.Hash, raw []byte) (*part, error) {
-	p := &part{ref: r.String(), repo: repo, manifest: d.Hex}
+// newPart checks what a manifest says. It does no I/O.
+func newPart(name string, repo Repo, d v1.Hash, raw []byte) (*part, error) {
+	p := &part{ref: name, repo: repo, manifest: d.Hex}
 	if err := json.Unmarshal(raw, &p.m); err != nil {
 		return nil, fmt.Errorf("reading manifest %s: %w", d, err)
 	}
-	var err error
-	if p.config, err = c.config(ctx, repo, p.m.Config); err != nil {
-		return nil, fmt.Errorf("reading config of %s: %w", r, err)
-	}
-	if err := json.Unmarshal(p.config, &p.cfg); err != nil {
-		return nil, fmt.Errorf("reading config of %s: %w", r, err)
-	}
-	if err := checkLayers(p.m, &p.cfg); err != nil {
-		return nil, fmt.Errorf("opening %s: %w", r, err)
+	if err := checkLayers(p.m); err != nil {
+		return nil, fmt.Errorf("opening %s: %w", name, err)
 	}
 	return p, nil
+}
+
+// diffIDs reads a part's config and gives the diffID of each layer.
+func (c *Cache) diffIDs(ctx context.Context, p *part) ([]v1.Hash, error) {
+	raw, err := c.config(ctx, p.repo, p.m.Config)
+	var cfg v1.ConfigFile
+	if err == nil {
+		err = json.Unmarshal(raw, &cfg)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading config of %s: %w", p.ref, err)
+	}
+	ids := cfg.RootFS.DiffIDs
+	return ids, checkDiffIDs(p.m, ids)
 }
 
 // plain tells whether the image is what the cache keeps of a manifest.
@@ -60,13 +65,12 @@ func (r *recipe) plain() bool {
 	return len(r.parts) == 1 && r.parts[0].prefix == "" && r.shift == 0 && !r.opts.Stream
 }
 
-// sources lists the layers of all parts, those of the first part first, each part's bottom first.
+// sources lists the layers of all parts, those of the first part first, each part's bottom first, without their diffIDs.
 func (r *recipe) sources() []source {
 	var all []source
-	for i := range r.parts {
-		p := &r.parts[i]
-		for k, d := range p.m.Layers {
-			all = append(all, source{d, p.cfg.RootFS.DiffIDs[k], p.repo})
+	for _, p := range r.parts {
+		for _, d := range p.m.Layers {
+			all = append(all, source{d: d, repo: p.repo})
 		}
 	}
 	return all
@@ -75,7 +79,7 @@ func (r *recipe) sources() []source {
 // key is what an image's bytes depend on: the layout's version, the layers, what each was read from, and what was done to them. A layer
 // that is read by its table of contents is never read whole, so its digest says nothing of what is shown: the digest of the
 // table does. Else whoever names a layer of somebody else's beside a table of his own would get into other images.
-func (r *recipe) key(layers []*layer.Index) store.Key {
+func (r *recipe) key(layers []*layer.Packed) store.Key {
 	h := sha256.New()
 	fmt.Fprintf(h, "pex image %d\n", erofs.LayoutVersion)
 	if r.shift != 0 {
@@ -89,7 +93,7 @@ func (r *recipe) key(layers []*layer.Index) store.Key {
 		for _, d := range p.m.Layers {
 			from := "tar"
 			if layers[n].Source == layer.FromTOC {
-				from = source{d: d}.tocName()
+				from = tocName(d)
 			}
 			fmt.Fprintf(h, "%s %s\n", d.Digest, from)
 			n++
@@ -98,19 +102,21 @@ func (r *recipe) key(layers []*layer.Index) store.Key {
 	return store.Key(hex.EncodeToString(h.Sum(nil)))
 }
 
-// merge applies the layers of each part and joins the parts. What was ambiguous is told, too, bounded.
-func (r *recipe) merge(layers []*layer.Index) (t *tree.Tree, ambiguous []string, err error) {
+// merge applies the layers of each part and joins the parts. What was ambiguous is told, too, bounded. Afterwards layers are without their
+// entries, which nobody needs any more: it takes much memory otherwise.
+func (r *recipe) merge(layers []*layer.Packed) (t *tree.Tree, ambiguous []string, err error) {
 	parts := make([]tree.Part, len(r.parts))
 	for i, p := range r.parts {
 		b := tree.NewBuilder(tree.Options{})
 		for k, d := range p.m.Layers {
-			if err := b.AddLayer(entries(layers[k])); err != nil {
+			if err := b.AddLayer(layers[k].Entries()); err != nil {
 				var e *tree.EntryError
 				if errors.As(err, &e) { // the digest says more than the number
 					return nil, nil, fmt.Errorf("merging layer %s: entry %d %.200q: %w", d.Digest, e.Entry, e.Name, e.Err)
 				}
 				return nil, nil, fmt.Errorf("merging layer %s: %w", d.Digest, err)
 			}
+			layers[k] = layers[k].Tables()
 		}
 		layers = layers[len(p.m.Layers):]
 		if t, err = b.Build(); err != nil {
@@ -135,7 +141,7 @@ func (r *recipe) merge(layers []*layer.Index) (t *tree.Tree, ambiguous []string,
 }
 
 // layOut gives everything in a tree its place.
-func layOut(t *tree.Tree, layers []*layer.Index, key store.Key) (*erofs.Layout, error) {
+func layOut(t *tree.Tree, layers []*layer.Packed, key store.Key) (*erofs.Layout, error) {
 	l, err := erofs.NewLayout(t, func(ct tree.Content) [32]byte { return layers[ct.Layer].Contents[ct.Index].Key }, uuidOf(key))
 	if err != nil {
 		return nil, fmt.Errorf("laying out the image: %w", err)
@@ -192,12 +198,12 @@ func (c *Cache) Pack(ctx context.Context, parts []Part, shift uint32, o OpenOpti
 		if err != nil {
 			return nil, err
 		}
-		ready, err := c.part(ctx, p.Ref, p.Repo, d, raw)
+		ready, err := newPart(p.Ref.String(), p.Repo, d, raw)
 		if err != nil {
 			return nil, err
 		}
 		ready.prefix = p.Prefix
-		r.parts = append(r.parts, *ready)
+		r.parts = append(r.parts, ready)
 	}
 	im, err := c.build(ctx, r, tell)
 	if err != nil {

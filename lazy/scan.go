@@ -25,11 +25,6 @@ const (
 	scanStreams = 3  // layers streamed at once
 )
 
-// scanned is a layer's index, kept in memory while an image is being opened.
-type scanned struct {
-	ix *layer.Index
-}
-
 // progress adds up what all layers of one opening have read.
 type progress struct {
 	mu           sync.Mutex
@@ -49,13 +44,13 @@ func (p *progress) add(n int64) {
 // source is a layer of a recipe: what names it, and where it is.
 type source struct {
 	d      v1.Descriptor
-	diffID v1.Hash
+	diffID v1.Hash // none until the config was read
 	repo   Blobs
 }
 
 // tocName names the index that is made of the table of contents that the manifest vouches for, or is empty.
-func (s source) tocName() string {
-	if toc := vouched(s.d); toc != "" {
+func tocName(d v1.Descriptor) string {
+	if toc := vouched(d); toc != "" {
 		return "toc-" + toc
 	}
 	return ""
@@ -64,61 +59,88 @@ func (s source) tocName() string {
 // tarName names the index of the layer read whole. The diffID is part of what was verified.
 func (s source) tarName() string { return "tar-" + s.diffID.Hex }
 
-// scan is one reading of layers.
+// scan is one reading of the layers of a recipe.
 type scan struct {
 	c       *Cache
 	lim     layer.Limits
 	stream  bool            // use no table of contents
 	again   map[string]bool // layers, by digest in hex, that are streamed even where an index is cached
-	streams chan struct{}
+	streams turns
 	p       progress
 }
 
 func (c *Cache) newScan(lim layer.Limits, stream bool, tell func(Event)) *scan {
 	const why = "layers whose table of contents nothing vouches for are read whole and verified"
 	return &scan{
-		c: c, lim: lim, stream: stream, again: make(map[string]bool), streams: make(chan struct{}, scanStreams),
+		c: c, lim: lim, stream: stream, again: make(map[string]bool), streams: turns{free: scanStreams},
 		p: progress{tell: tell, stage: "reading layers", text: why},
 	}
 }
 
-// layers gets the index of every layer, bottom first.
-func (s *scan) layers(ctx context.Context, sources []source) ([]*layer.Index, error) {
-	all := make([]*layer.Index, len(sources))
+// layers gets the index of every layer, bottom first, and the configs meanwhile: sources have their diffIDs then.
+func (s *scan) layers(ctx context.Context, r *recipe, sources []source) ([]*layer.Packed, error) {
+	all := make([]*layer.Packed, len(sources))
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(scanTOCs)
-	for i, src := range sources {
-		g.Go(func() error {
-			ix, err := s.layer(ctx, src)
+	n := 0
+	for _, p := range r.parts {
+		known := make(chan struct{})
+		first := n
+		g.Go(func() error { // before the layers that wait for it
+			diffIDs, err := s.c.diffIDs(ctx, p)
 			if err != nil {
-				return fmt.Errorf("reading layer %s: %w", src.d.Digest, err)
+				return err
 			}
-			all[i] = ix
+			for i, id := range diffIDs {
+				sources[first+i].diffID = id
+			}
+			close(known)
 			return nil
 		})
+		for range p.m.Layers {
+			i := n
+			n++
+			g.Go(func() (err error) {
+				if all[i], err = s.layer(ctx, &sources[i], known); err != nil {
+					return fmt.Errorf("reading layer %s: %w", sources[i].d.Digest, err)
+				}
+				return nil
+			})
+		}
 	}
 	return all, g.Wait()
 }
 
-func (s *scan) layer(ctx context.Context, src source) (*layer.Index, error) {
+// layer gets the index of a layer, whose diffID can be read once known is closed: a table of contents can be read before.
+func (s *scan) layer(ctx context.Context, src *source, known <-chan struct{}) (*layer.Packed, error) {
 	c, hexDigest := s.c, src.d.Digest.Hex
 	flight := func(name string) string {
 		return fmt.Sprint(hexDigest, " ", name, " ", s.lim.MaxSize, " ", s.lim.MaxEntries)
 	}
-	if name := src.tocName(); name != "" && !s.stream {
-		if err := c.verdict(hexDigest, verdictName(name, src.diffID.Hex)); err != nil {
-			return nil, err
-		}
-		sc, err := c.scans.do(ctx, flight(name), func(ctx context.Context) (*scanned, error) {
-			return c.indexed(hexDigest, name, func() (*layer.Index, error) { return layer.ReadTOC(ctx, src.repo.Blob(src.d), src.d, s.lim) })
+	var ix *layer.Packed
+	noTOC := errors.New("none is used")
+	toc := tocName(src.d)
+	if toc != "" && !s.stream {
+		ix, noTOC = c.scans.do(ctx, flight(toc), func(ctx context.Context) (*layer.Packed, error) {
+			return c.indexed(hexDigest, toc, func() (*layer.Index, error) { return layer.ReadTOC(ctx, src.repo.Blob(src.d), src.d, s.lim) })
 		})
-		if err == nil {
-			return sc.ix, nil
+		if noTOC != nil && !errors.Is(noTOC, layer.ErrNoTOC) {
+			return nil, noTOC
 		}
-		if !errors.Is(err, layer.ErrNoTOC) {
+	}
+	select {
+	case <-known:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	if toc != "" && !s.stream {
+		if err := c.verdict(hexDigest, verdictName(toc, src.diffID.Hex)); err != nil {
 			return nil, err
 		}
-		c.log.Info("layer is streamed", "layer", src.d.Digest, "reason", err)
+		if noTOC == nil {
+			return ix, nil
+		}
+		c.log.Info("layer is streamed", "layer", src.d.Digest, "reason", noTOC)
 	}
 	name := src.tarName()
 	if !s.again[hexDigest] {
@@ -126,54 +148,49 @@ func (s *scan) layer(ctx context.Context, src source) (*layer.Index, error) {
 			return ix, nil
 		}
 	}
-	select {
-	case s.streams <- struct{}{}:
-		defer func() { <-s.streams }()
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
-	sc, err := c.scans.do(ctx, flight(name), func(ctx context.Context) (*scanned, error) {
-		s.p.total.Add(src.d.Size)
-		ix, err := c.stream(ctx, src.repo.Blob(src.d), src.d, src.diffID, name, s.lim, &s.p)
-		return &scanned{ix}, err
-	})
-	if err != nil {
+	if err := s.streams.take(ctx, src.d.Size); err != nil {
 		return nil, err
 	}
-	return sc.ix, nil
+	defer s.streams.give()
+	return c.scans.do(ctx, flight(name), func(ctx context.Context) (*layer.Packed, error) {
+		s.p.total.Add(src.d.Size)
+		return c.stream(ctx, src.repo.Blob(src.d), src.d, src.diffID, name, s.lim, &s.p)
+	})
 }
 
-func (c *Cache) cachedIndex(hexDigest, name string) (*layer.Index, error) {
+func (c *Cache) cachedIndex(hexDigest, name string) (*layer.Packed, error) {
 	b, err := c.st.LayerIndex(hexDigest, name)
 	if err != nil {
 		return nil, err
 	}
-	ix := new(layer.Index)
+	ix := new(layer.Packed)
 	return ix, ix.UnmarshalBinary(b)
 }
 
 // indexed gives the cached index of a layer or makes and keeps it.
-func (c *Cache) indexed(hexDigest, name string, make func() (*layer.Index, error)) (*scanned, error) {
+func (c *Cache) indexed(hexDigest, name string, make func() (*layer.Index, error)) (*layer.Packed, error) {
 	if ix, err := c.cachedIndex(hexDigest, name); err == nil {
-		return &scanned{ix}, nil
+		return ix, nil
 	}
 	ix, err := make()
 	if err != nil {
 		return nil, err
 	}
-	return &scanned{ix}, c.keepIndex(hexDigest, name, ix)
+	return c.keepIndex(hexDigest, name, ix)
 }
 
-func (c *Cache) keepIndex(hexDigest, name string, ix *layer.Index) error {
-	b, err := ix.MarshalBinary()
+// keepIndex packs an index and keeps it in the cache.
+func (c *Cache) keepIndex(hexDigest, name string, ix *layer.Index) (*layer.Packed, error) {
+	packed := ix.Pack()
+	b, err := packed.MarshalBinary()
 	if err != nil {
-		return err
+		return nil, err
 	}
-	return c.st.PutLayerIndex(hexDigest, name, b)
+	return packed, c.st.PutLayerIndex(hexDigest, name, b)
 }
 
 // stream reads a layer whole into a spool, which becomes the layer's once its digests hold.
-func (c *Cache) stream(ctx context.Context, src blob.Source, d v1.Descriptor, diffID v1.Hash, name string, lim layer.Limits, p *progress) (_ *layer.Index, err error) {
+func (c *Cache) stream(ctx context.Context, src blob.Source, d v1.Descriptor, diffID v1.Hash, name string, lim layer.Limits, p *progress) (_ *layer.Packed, err error) {
 	sp, err := c.st.NewSpool()
 	if err != nil {
 		return nil, err
@@ -199,82 +216,7 @@ func (c *Cache) stream(ctx context.Context, src blob.Source, d v1.Descriptor, di
 	if err := sp.Close(); err != nil {
 		return nil, err
 	}
-	return ix, c.keepIndex(d.Digest.Hex, name, ix)
-}
-
-// use keeps the spools of these layers while an opening may copy from them; the function it returns ends that and trims
-// those that no other opening uses.
-func (c *Cache) use(sources []source) (done func()) {
-	c.mu.Lock()
-	for _, s := range sources {
-		c.using[s.d.Digest.Hex]++
-	}
-	c.mu.Unlock()
-	return func() {
-		for _, s := range sources {
-			hexDigest := s.d.Digest.Hex
-			c.mu.Lock()
-			c.using[hexDigest]--
-			last := c.using[hexDigest] == 0
-			if last {
-				delete(c.using, hexDigest)
-			}
-			c.mu.Unlock()
-			if last {
-				if err := c.trim(hexDigest, s.tarName()); err != nil {
-					c.log.Warn("trimming layer", "layer", s.d.Digest, "err", err)
-				}
-			}
-		}
-	}
-}
-
-// keepHidden bounds what is kept of a streamed layer for the next image on the same base although no image shows it: up to
-// 1/keepHidden of the layer's contents. Where more is hidden, the layer would be streamed again.
-const keepHidden = 2
-
-// trim gives up what images hold of a layer's spool, and the rest too if that is much. It depends on nothing but the
-// cache folder, so that it can run again after a crash.
-func (c *Cache) trim(hexDigest, name string) error {
-	sp, err := c.st.LayerSpool(hexDigest)
-	if errors.Is(err, store.ErrNotCached) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	defer sp.Close()
-	ix, err := c.cachedIndex(hexDigest, name)
-	if err != nil {
-		return errors.Join(err, c.st.DropSpool(hexDigest))
-	}
-	want := make(map[layer.Key]bool, len(ix.Contents))
-	var total, hidden int64
-	for _, ct := range ix.Contents {
-		want[ct.Key] = true
-		total += ct.Size
-	}
-	held := make(map[layer.Key]bool)
-	err = c.holders(want, "", func(k layer.Key, im *store.Image, e extent) bool { held[k] = true; return false })
-	if err != nil {
-		return err
-	}
-	for _, ct := range ix.Contents {
-		if !held[ct.Key] {
-			hidden += ct.Size
-		}
-	}
-	if hidden == 0 || hidden > total/keepHidden {
-		return c.st.DropSpool(hexDigest)
-	}
-	for _, ct := range ix.Contents {
-		if held[ct.Key] {
-			if err := sp.Punch(ct.SpoolOff, ct.Size); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
+	return c.keepIndex(d.Digest.Hex, name, ix)
 }
 
 // holders calls f for every wanted content that an image of the cache other than not holds whole, the newest image first,

@@ -45,8 +45,7 @@ func (c *Cache) refused(info store.Info) error {
 // claim is a table of contents to be compared with its layer.
 type claim struct {
 	source
-	index string // its name
-	ix    *layer.Index
+	index string // the name of what was made of it, in the cache
 }
 
 // verifyCached verifies the layers of an image of the cache.
@@ -63,22 +62,18 @@ func (c *Cache) verifyCached(ctx context.Context, info store.Info, repo Blobs, l
 		if _, known := c.st.Verdict(d.Hex, verdictName(l.Index, l.DiffID)); known {
 			continue
 		}
-		ix, err := c.cachedIndex(d.Hex, l.Index)
-		if err != nil {
-			return fmt.Errorf("verifying layer %s: %w", l.Digest, err)
-		}
 		s := source{v1.Descriptor{Digest: d, Size: l.Size, MediaType: types.MediaType(l.MediaType)}, v1.Hash{Algorithm: "sha256", Hex: l.DiffID}, repo}
-		claims = append(claims, claim{s, l.Index, ix})
+		claims = append(claims, claim{s, l.Index})
 	}
 	return c.verify(ctx, claims, lim, tell)
 }
 
 // verifyNew verifies the layers of an image that is being made.
-func (c *Cache) verifyNew(ctx context.Context, sources []source, layers []*layer.Index, lim layer.Limits, tell func(Event)) error {
+func (c *Cache) verifyNew(ctx context.Context, sources []source, layers []*layer.Packed, lim layer.Limits, tell func(Event)) error {
 	var claims []claim
 	for i, s := range sources {
 		if layers[i].Source == layer.FromTOC {
-			claims = append(claims, claim{s, s.tocName(), layers[i]})
+			claims = append(claims, claim{s, tocName(s.d)})
 		}
 	}
 	return c.verify(ctx, claims, lim, tell)
@@ -96,7 +91,7 @@ func (c *Cache) verify(ctx context.Context, claims []claim, lim layer.Limits, te
 		}
 		p.total.Add(cl.d.Size)
 		g.Go(func() error {
-			if err := c.verifyLayer(ctx, cl.source, name, cl.ix, lim, p); err != nil {
+			if err := c.verifyLayer(ctx, cl, name, lim, p); err != nil {
 				return fmt.Errorf("verifying layer %s: %w", cl.d.Digest, err)
 			}
 			return nil
@@ -105,7 +100,17 @@ func (c *Cache) verify(ctx context.Context, claims []claim, lim layer.Limits, te
 	return g.Wait()
 }
 
-func (c *Cache) verifyLayer(ctx context.Context, s source, name string, ix *layer.Index, lim layer.Limits, p *progress) error {
+// verifyLayer compares, and keeps the verdict by name.
+func (c *Cache) verifyLayer(ctx context.Context, s claim, name string, lim layer.Limits, p *progress) error {
+	b, err := c.st.LayerIndex(s.d.Digest.Hex, s.index)
+	if err != nil {
+		return err
+	}
+	ix := new(layer.Index)
+	if err := ix.UnmarshalBinary(b); err != nil {
+		return err
+	}
+	b = nil
 	r, err := s.repo.Blob(s.d).Fetch(ctx, 0, s.d.Size)
 	if err != nil {
 		return err

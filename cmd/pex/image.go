@@ -14,6 +14,7 @@ import (
 	"github.com/pexfs/pex/cmd/internal/daemon"
 	"github.com/pexfs/pex/cmd/internal/machine"
 	"github.com/pexfs/pex/cmd/internal/view"
+	"github.com/pexfs/pex/lazy/profile"
 	"github.com/pexfs/pex/lazy/store"
 )
 
@@ -25,7 +26,7 @@ type openedImage struct {
 	state    store.State
 	platform string // os/architecture
 	config   v1.Config
-	spec     json.RawMessage // for attachImage
+	spec     imageSpec
 }
 
 // imageSpec is what a supervisor needs to read an image. It holds no credentials.
@@ -35,6 +36,16 @@ type imageSpec struct {
 	Fill     bool          `json:"fill"`
 	Proven   bool          `json:"proven"` // by the guest, block by block
 	Who      string        `json:"who"`    // reads it, for people
+	Record   *view.Record  `json:"record"` // nil: what is read makes no profile
+}
+
+// text is the spec for attachImage.
+func (s imageSpec) text() (json.RawMessage, error) {
+	b, err := json.Marshal(s)
+	if err != nil {
+		return nil, fmt.Errorf("describing image %s: %w", s.Opened.Ref, err)
+	}
+	return b, nil
 }
 
 // openImage has the daemon open an image, which the machine proves itself if proven
@@ -50,14 +61,17 @@ func openImage(ctx context.Context, name string, o cli.OpenOptions, proven bool)
 	}
 	spec := imageSpec{CacheDir: o.CacheDir, Opened: *opened, Fill: o.Fill, Proven: proven, Who: fmt.Sprintf("run, process %d", os.Getpid())}
 	spec.Opened.Config = nil
-	text, err := json.Marshal(spec)
-	if err != nil {
-		return nil, fmt.Errorf("describing image %s: %w", opened.Ref, err)
-	}
 	return &openedImage{
 		client: c, key: opened.Key, ref: opened.Ref, state: opened.State, platform: config.OS + "/" + config.Architecture,
-		config: config.Config, spec: text,
+		config: config.Config, spec: spec,
 	}, nil
+}
+
+// replay has the profile of a command replayed, and what the machine reads recorded. A run doesn't fail for want of a hint.
+func (i *openedImage) replay(ctx context.Context, argv []string) {
+	r := view.Record{Manifest: i.spec.Opened.Manifest, Name: profile.Name(argv)}
+	_ = i.client.Replay(ctx, i.key, daemon.ReplayRequest{Manifest: r.Manifest, Name: r.Name})
+	i.spec.Record = &r
 }
 
 // seal completes an image and waits until its Merkle root is known.
@@ -93,7 +107,7 @@ func attachImage(ctx context.Context, text json.RawMessage) (machine.Image, erro
 	if err != nil {
 		return nil, err
 	}
-	image, err := view.Attach(ctx, c, &spec.Opened, view.Options{Who: spec.Who, Fill: spec.Fill, Proven: spec.Proven})
+	image, err := view.Attach(ctx, c, &spec.Opened, view.Options{Who: spec.Who, Fill: spec.Fill, Proven: spec.Proven, Record: spec.Record})
 	if err != nil {
 		var e *daemon.Error
 		var h interface{ Hint() string }

@@ -35,7 +35,7 @@ func runCommand(cacheDir *string) *cobra.Command {
 	var f runFlags
 	var root, entrypoint string
 	memory := cli.Size(1 << 30)
-	var noFill, verity bool
+	var noFill, noProfile, verity bool
 	cmd := &cobra.Command{
 		Use:   "run [flags] REF [COMMAND [ARG…]]",
 		Short: "Run a program of an image in a virtual machine",
@@ -72,6 +72,9 @@ Signals go to the program. Three times Ctrl-C within two seconds end the machine
 			}
 			f.args = args[1:]
 			f.image.Fill, f.image.CacheDir = !noFill, *cacheDir
+			if !noProfile {
+				f.image.Profile = new(string) // the command is known when the image is
+			}
 			return run(cmd.Context(), args[0], f)
 		},
 	}
@@ -88,7 +91,9 @@ Signals go to the program. Three times Ctrl-C within two seconds end the machine
 	fl.BoolVar(&verity, "verity", false, "have the machine check every block that it reads of the image (dm-verity, no DAX); completes the image first")
 	fl.StringVar(&f.image.Platform, "platform", "", "of an image for several: os/arch[/variant] (default this machine's)")
 	fl.StringVar(&f.kernel, "kernel", "", "kernel to boot (default $"+kernelEnv+", the cache's, or one in /boot)")
-	fl.BoolVar(&noFill, "no-fill", false, "fetch only what is read, nothing in the background")
+	fl.BoolVar(&noFill, "no-fill", false, "fetch only what is read or a profile names, nothing else in the background")
+	fl.BoolVar(&noProfile, "no-profile", false, "use and record no profile of what the command reads")
+	fl.BoolVar(&f.image.Offline, "offline", false, "ask no registry: a tag is what it was last, and the image must be complete in the cache")
 	fl.BoolVar(&f.image.Insecure, "insecure", false, "permit plain HTTP to a registry that is not on this machine")
 	f.image.Flags(fl)
 	fl.BoolVarP(&f.image.Quiet, "quiet", "q", false, "no progress")
@@ -117,10 +122,17 @@ func run(ctx context.Context, name string, f runFlags) error {
 	if err != nil {
 		return err
 	}
+	if f.image.Profile != nil {
+		image.replay(ctx, process.Args)
+	}
+	spec, err := image.spec.text()
+	if err != nil {
+		return err
+	}
 	f.say("opened %s in %s: %s", image.ref, since(begin), image.state)
 
 	m, err := machine.Start([]string{superviseName}, machine.Config{
-		Image: image.spec, Ref: image.ref, Root: f.root, VCPUs: f.vcpus, Memory: f.memory,
+		Image: spec, Ref: image.ref, Root: f.root, VCPUs: f.vcpus, Memory: f.memory,
 		Kernel: set.kernel, Initrds: set.initrds,
 		Verdicts: filepath.Join(f.image.CacheDir, "kvm-failures"),
 	}, warn)

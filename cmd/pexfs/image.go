@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 
 	"github.com/pexfs/pex/cmd/internal/cli"
 	"github.com/pexfs/pex/cmd/internal/compare"
@@ -219,7 +218,7 @@ the whole structure was checked and if nobody but its owner, who must be root or
 				return fmt.Errorf("mounting on %s: not a directory", dir)
 			}
 			if kernel {
-				return kernelMount(name, dir)
+				return mountFile(name, dir)
 			}
 			if s.Dir, err = filepath.Abs(dir); err != nil {
 				return err
@@ -239,22 +238,15 @@ the whole structure was checked and if nobody but its owner, who must be root or
 	return cmd
 }
 
-// kernelMount checks a file and has the kernel mount it.
-func kernelMount(name, dir string) error {
+// mountFile checks a file and has the kernel mount it.
+func mountFile(name, dir string) error {
 	i, err := openImageFile(name)
 	if err != nil {
 		return err
 	}
 	defer i.f.Close()
-	var st unix.Stat_t
-	if err := unix.Fstat(int(i.f.Fd()), &st); err != nil {
-		return fmt.Errorf("mounting %s: %w", name, err)
+	if err := sound(i.f, func() error { return erofs.Check(i.f, i.size) }); err != nil {
+		return err
 	}
-	if st.Mode&0o022 != 0 || st.Uid != 0 && int(st.Uid) != os.Getuid() {
-		return fmt.Errorf("mounting %s by the kernel: others than root may change it (mode %#o, owner %d)", name, st.Mode&0o7777, st.Uid)
-	}
-	if err := erofs.Check(i.f, i.size); err != nil {
-		return fmt.Errorf("mounting %s by the kernel: it is not sound: %s", name, problems(err)[0])
-	}
-	return kmount.Mount(i.f, dir)
+	return kmount.Mount(i.f, dir, name)
 }

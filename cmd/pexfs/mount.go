@@ -32,11 +32,15 @@ type viewSpec struct {
 	Fill       bool          `json:"fill"`
 	AllowOther bool          `json:"allowOther"`
 	Debug      bool          `json:"debug"`
+	Via        string        `json:"via"`
+	Record     *view.Record  `json:"record"` // nil: what is read makes no profile
 }
 
 func mountCommand(cacheDir *string) *cobra.Command {
 	var o cli.OpenOptions
+	var p profileFlags
 	var noFill, foreground, allowOther, debug bool
+	var via string
 	cmd := &cobra.Command{
 		Use:   "mount REF DIR",
 		Short: "Show an image as a folder",
@@ -51,12 +55,16 @@ what is read is fetched then, and the rest in the background. REF is a name as d
 			} else if !st.IsDir() {
 				return fmt.Errorf("mounting on %s: not a directory", dir)
 			}
-			o.CacheDir, o.Fill = *cacheDir, !noFill
+			if err := checkVia(via, debug); err != nil {
+				return err
+			}
+			o.CacheDir, o.Fill, o.Profile = *cacheDir, !noFill, p.open()
 			c, opened, err := cli.Open(cmd.Context(), "pexfs", args[0], o)
 			if err != nil {
 				return err
 			}
-			s := viewSpec{Opened: *opened, Dir: strings.TrimPrefix(cli.MountUser(dir), "mount "), Source: opened.Ref, Fill: !noFill, AllowOther: allowOther, Debug: debug}
+			s := viewSpec{Opened: *opened, Dir: strings.TrimPrefix(cli.MountUser(dir), "mount "), Source: opened.Ref, Fill: !noFill, AllowOther: allowOther, Debug: debug, Via: via}
+			s.Record = p.replay(cmd.Context(), c, opened)
 			if foreground {
 				return serveView(cmd.Context(), c, s, func() {})
 			}
@@ -65,11 +73,15 @@ what is read is fetched then, and the rest in the background. REF is a name as d
 	}
 	f := cmd.Flags()
 	f.StringVar(&o.Platform, "platform", "", "of an image for several: os/arch[/variant] (default this machine's)")
-	f.BoolVar(&noFill, "no-fill", false, "fetch only what is read, nothing in the background")
+	f.BoolVar(&noFill, "no-fill", false, "fetch only what is read or a profile names, nothing else in the background")
+	f.BoolVar(&o.Offline, "offline", false, "ask no registry: a tag is what it was last, and the image must be complete in the cache")
 	f.BoolVar(&foreground, "foreground", false, "serve the mount in this process, until it is unmounted or interrupted")
 	f.BoolVar(&allowOther, "allow-other", false, "let other users enter, with the image's permissions enforced")
+	f.StringVar(&via, "via", viaAuto, viaUsage)
 	f.BoolVar(&o.Insecure, "insecure", false, "permit plain HTTP to a registry that is not on this machine")
 	o.Flags(f)
+	p.flags(f)
+	cmd.MarkFlagsMutuallyExclusive("profile", "no-profile")
 	f.BoolVarP(&o.Quiet, "quiet", "q", false, "no progress")
 	f.BoolVar(&debug, "debug", false, "log every request (with --foreground)")
 	return cmd
@@ -151,24 +163,28 @@ func viewCommand(cacheDir *string) *cobra.Command {
 // serveView mounts and serves until the mount ends. The end of ctx unmounts, if nobody uses the mount.
 func serveView(ctx context.Context, c *daemon.Client, s viewSpec, ready func()) error {
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
-	var fs *fusefs.FS
+	var srv shown
 	var end func() error
 	if s.File != "" {
 		i, err := openImageFile(s.File)
 		if err != nil {
 			return err
 		}
-		fs, end = fusefs.New(i.im, i, fusefs.Options{Log: log}), i.f.Close
+		end = i.f.Close
+		srv, err = showFUSE(i.im, i, s, log)
+		if err != nil {
+			return errors.Join(err, end())
+		}
 	} else {
-		im, err := view.Attach(context.WithoutCancel(ctx), c, &s.Opened, view.Options{Who: "mount " + s.Dir, Fill: s.Fill})
+		im, err := view.Attach(context.WithoutCancel(ctx), c, &s.Opened, view.Options{Who: "mount " + s.Dir, Fill: s.Fill, Record: s.Record})
 		if err != nil {
 			return err
 		}
-		fs, end = fusefs.New(im.Meta(), im, fusefs.Options{Log: log}), im.Close
-	}
-	srv, err := fusefs.Mount(fs, s.Dir, fusefs.MountOptions{Source: s.Source, AllowOther: s.AllowOther, Debug: s.Debug})
-	if err != nil {
-		return errors.Join(err, end())
+		end = im.Close
+		srv, err = show(im, s, log)
+		if err != nil {
+			return errors.Join(err, end())
+		}
 	}
 	ready()
 	stop := context.AfterFunc(ctx, func() {

@@ -11,10 +11,14 @@ const (
 	outSize  = 256 << 10
 	inSize   = 64 << 10
 	maxMatch = 258
+	outFull  = window + outSize - maxMatch // from here on no match is begun
 	// what one turn of the fast loop may write behind its place, and read ahead
 	outMargin = maxMatch + 16
 	inMargin  = 32
 )
+
+// buffer is what is inflated into: behind a window, with a margin.
+type buffer [window + outSize + outMargin]byte
 
 // decoder inflates DEFLATE. What it has inflated and not handed out yet is buf[from:to]; the window lies before.
 type decoder struct {
@@ -25,7 +29,7 @@ type decoder struct {
 	gone   int64  // bytes of the input that were in in before
 	bits   uint64 // the next bits of the input, the lowest first
 	nbits  uint   // how many of them count; what is above is zero or what comes next
-	buf    [window + outSize + outMargin]byte
+	buf    *buffer
 	past   int // where the window begins: what lies before it was never written
 	from   int
 	to     int
@@ -99,12 +103,10 @@ func (d *decoder) offset() int64 { return d.gone + int64(d.at) - int64(d.nbits/8
 
 // inflate decodes until something is there to hand out and buf is as good as full, or the data ends: io.EOF.
 func (d *decoder) inflate() error {
-	if d.to >= window+outSize-maxMatch { // all was handed out: keep the window
-		keep := min(d.to-d.past, window)
-		copy(d.buf[window-keep:], d.buf[d.to-keep:d.to])
-		d.past, d.from, d.to = window-keep, window, window
+	if d.to >= outFull { // all was handed out
+		d.turn(d.buf)
 	}
-	for d.to < window+outSize-maxMatch {
+	for d.to < outFull {
 		var err error
 		switch d.state {
 		case atHeader:
@@ -121,6 +123,13 @@ func (d *decoder) inflate() error {
 		}
 	}
 	return nil
+}
+
+// turn goes on in a buffer, which may be the one that is in use, with nothing but the window.
+func (d *decoder) turn(b *buffer) {
+	keep := min(d.to-d.past, window)
+	copy(b[window-keep:], d.buf[d.to-keep:d.to])
+	d.buf, d.past, d.from, d.to = b, window-keep, window, window
 }
 
 // header reads what a block begins with (RFC 1951, section 3.2.3).
@@ -158,7 +167,7 @@ func (d *decoder) header() error {
 
 // copyStored copies a stored block, as much as there is room for.
 func (d *decoder) copyStored() error {
-	for d.stored > 0 && d.to < window+outSize-maxMatch {
+	for d.stored > 0 && d.to < outFull {
 		if d.at == d.n {
 			if err := d.fill(); err != nil {
 				return unexpected(err)
@@ -299,7 +308,7 @@ func (d *decoder) extra(e uint32) (int, error) {
 
 // codes decodes a block of codes, as far as there is room.
 func (d *decoder) codes() error {
-	for d.to < window+outSize-maxMatch {
+	for d.to < outFull {
 		if d.n-d.at < inMargin && d.rerr == nil {
 			if err := d.fill(); err != nil && err != io.EOF {
 				return err
@@ -375,7 +384,7 @@ func (d *decoder) fast() (done bool, err error) {
 	const litMask, distMask = 1<<litBits - 1, 1<<distBits - 1
 	bits, nbits := d.bits, d.nbits
 	at, inEnd := d.at, d.n-inMargin
-	to, outEnd := d.to, window+outSize-maxMatch
+	to, outEnd := d.to, outFull
 	in, out := &d.in[0], &d.buf[0]
 	lit, dist := &d.lit, &d.dist
 

@@ -47,7 +47,11 @@ func NewReader(r io.Reader) *Reader {
 // Reset begins anew, with the stream in r.
 func (z *Reader) Reset(r io.Reader) {
 	d := &z.d
+	if d.buf == nil {
+		d.buf = new(buffer)
+	}
 	d.r, d.rerr, d.at, d.n, d.gone = r, nil, 0, 0, 0
+	d.from, d.to = window, window
 	z.first, z.single, z.err = true, false, nil
 	z.begin()
 }
@@ -58,7 +62,7 @@ func (z *Reader) Multistream(on bool) { z.single = !on }
 // begin is for a member whose header comes next. Nothing of the member before is in its window.
 func (z *Reader) begin() {
 	d := &z.d
-	d.bits, d.nbits, d.past, d.from, d.to = 0, 0, window, window, window
+	d.bits, d.nbits, d.past = 0, 0, d.to
 	d.state, d.final, d.stored = atHeader, false, 0
 	z.crc, z.size = 0, 0
 }
@@ -94,29 +98,53 @@ func (z *Reader) WriteTo(w io.Writer) (written int64, err error) {
 	}
 }
 
+// BufferSize is the length of the buffers that Next takes.
+const BufferSize = len(buffer{})
+
+// Next gives the next bytes of the stream, 256 KiB or what is left of it, without copying them, and leaves the buffer in which they lie, mem,
+// to the caller: the reader goes on in spare, a buffer of BufferSize bytes. Errors are those of Read; with one, spare is still the caller's.
+func (z *Reader) Next(spare []byte) (mem, p []byte, err error) {
+	b, d := (*buffer)(spare), &z.d
+	for d.to < outFull && z.err == nil {
+		z.step()
+	}
+	if err := z.more(); err != nil {
+		return nil, nil, err
+	}
+	mem, p = d.buf[:], d.buf[d.from:d.to]
+	d.turn(b)
+	return mem, p, nil
+}
+
 // more has something to hand out in buf, or gives the error that the stream ends with.
 func (z *Reader) more() error {
 	d := &z.d
 	for d.from == d.to && z.err == nil {
-		if z.first || d.state == atEnd {
-			z.err = z.next()
-			continue
-		}
-		from := d.to
-		if d.to >= window+outSize-maxMatch {
-			from = window
-		}
-		err := d.inflate()
-		z.crc = crc32.Update(z.crc, crc32.IEEETable, d.buf[from:d.to])
-		z.size += uint32(d.to - from)
-		if err != nil && err != io.EOF {
-			z.err = err
-		}
+		z.step()
 	}
 	if d.from < d.to {
 		return nil
 	}
 	return z.err
+}
+
+// step inflates until buf is full or the member ends, or begins the next member. If buf is full, all of it was handed out.
+func (z *Reader) step() {
+	d := &z.d
+	if z.first || d.state == atEnd {
+		z.err = z.next()
+		return
+	}
+	from := d.to
+	if d.to >= outFull {
+		from = window
+	}
+	err := d.inflate()
+	z.crc = crc32.Update(z.crc, crc32.IEEETable, d.buf[from:d.to])
+	z.size += uint32(d.to - from)
+	if err != nil && err != io.EOF {
+		z.err = err
+	}
 }
 
 // next ends a member and begins the next one.

@@ -3,6 +3,7 @@ package layer
 import (
 	"context"
 	"io"
+	"sync"
 )
 
 const (
@@ -10,81 +11,117 @@ const (
 	aheadSize = 256 << 10
 )
 
-// ahead reads from a reader in a goroutine of its own, a few buffers ahead of whoever reads from it.
+// feed gives the next bytes of a stream, p, which lie in the buffer mem: in empty, or in the one that it was given before.
+// Bytes come without an error.
+type feed func(ctx context.Context, empty []byte) (mem, p []byte, err error)
+
+// readFeed is the feed of a reader.
+func readFeed(r io.Reader) feed {
+	var ended error
+	return func(ctx context.Context, empty []byte) (mem, p []byte, err error) {
+		n := 0
+		for n < len(empty) && ended == nil {
+			if ctx.Err() != nil {
+				ended = context.Cause(ctx)
+				break
+			}
+			var k int
+			k, ended = r.Read(empty[n:])
+			n += k
+		}
+		if n == 0 {
+			return nil, nil, ended
+		}
+		return empty, empty[:n], nil
+	}
+}
+
+// ahead takes bytes from a feed in a goroutine of its own, a few buffers ahead of whoever reads them.
 type ahead struct {
-	full   chan aheadBuf // has room for all buffers and an error; an error comes last
+	full   <-chan aheadBuf
 	empty  chan []byte
 	cur    aheadBuf
-	pos    int // in cur
 	cancel context.CancelFunc
-	ended  chan struct{}
+	run    sync.WaitGroup
 }
 
-// aheadBuf is some bytes, and the error that came behind them.
+// aheadBuf is a buffer, what of it is to be read, and the error that came behind that.
 type aheadBuf struct {
-	b   []byte
-	err error
+	mem, p []byte
+	err    error
 }
 
-func newAhead(ctx context.Context, r io.Reader) *ahead {
+// newAhead takes buffers of size bytes. Each piece passes the stages, in goroutines of their own, before it can be read.
+func newAhead(ctx context.Context, size int, next feed, stages ...func(p []byte)) *ahead {
 	ctx, cancel := context.WithCancel(ctx)
-	a := &ahead{full: make(chan aheadBuf, aheadBufs+1), empty: make(chan []byte, aheadBufs), cancel: cancel, ended: make(chan struct{})}
-	go a.run(ctx, r)
+	a := &ahead{empty: make(chan []byte, aheadBufs+1), cancel: cancel}
+	// each channel has room for all buffers and an error, which comes last
+	first := make(chan aheadBuf, aheadBufs+2)
+	a.run.Go(func() {
+		defer close(first)
+		a.take(ctx, size, next, first)
+	})
+	full := first
+	for _, stage := range stages {
+		from, to := full, make(chan aheadBuf, cap(full))
+		a.run.Go(func() {
+			defer close(to)
+			for b := range from {
+				stage(b.p)
+				to <- b
+			}
+		})
+		full = to
+	}
+	a.full = full
 	return a
 }
 
-func (a *ahead) run(ctx context.Context, r io.Reader) {
-	defer close(a.ended)
+func (a *ahead) take(ctx context.Context, size int, next feed, full chan<- aheadBuf) {
 	for made := 0; ; {
 		var b []byte
 		if made < aheadBufs && len(a.empty) == 0 {
-			b = make([]byte, aheadSize)
+			b = make([]byte, size)
 			made++
 		} else {
 			select {
 			case b = <-a.empty:
 			case <-ctx.Done():
-				a.full <- aheadBuf{err: context.Cause(ctx)}
+				full <- aheadBuf{err: context.Cause(ctx)}
 				return
 			}
 		}
-		n := 0
-		var err error
-		for n < len(b) && err == nil {
-			if ctx.Err() != nil {
-				err = context.Cause(ctx)
-				break
-			}
-			var k int
-			k, err = r.Read(b[n:])
-			n += k
+		if ctx.Err() != nil {
+			full <- aheadBuf{err: context.Cause(ctx)}
+			return
 		}
-		a.full <- aheadBuf{b[:n], err}
+		mem, p, err := next(ctx, b)
+		full <- aheadBuf{mem, p, err}
 		if err != nil {
 			return
 		}
 	}
 }
 
-// Read gives what was read ahead.
+// Read gives what was taken ahead.
 func (a *ahead) Read(p []byte) (int, error) {
-	for a.pos == len(a.cur.b) {
+	for len(a.cur.p) == 0 {
 		if a.cur.err != nil {
 			return 0, a.cur.err
 		}
-		if a.cur.b != nil {
-			a.empty <- a.cur.b[:aheadSize]
+		if a.cur.mem != nil {
+			a.empty <- a.cur.mem
 		}
-		a.cur, a.pos = <-a.full, 0
+		a.cur = <-a.full
 	}
-	n := copy(p, a.cur.b[a.pos:])
-	a.pos += n
+	n := copy(p, a.cur.p)
+	a.cur.p = a.cur.p[n:]
 	return n, nil
 }
 
-// stop ends the goroutine and waits for it: then the reader is no longer in use. A Read of it that hangs has to be ended
-// by its owner.
+// stop ends the goroutines and waits for them: then the feed is no longer in use. A call of it that hangs has to be ended by
+// its owner.
 func (a *ahead) stop() {
 	a.cancel()
-	<-a.ended
+	a.run.Wait()
 }

@@ -20,26 +20,34 @@ const codecMagic = "pexlayer2"
 
 var errCodec = errors.New("decoding a layer's index: it is damaged")
 
+// What rows usually take, or a little more, in bytes.
+const (
+	usualEntry   = 26 // without what it has of variable length
+	usualContent = 40
+	usualChunk   = 44
+)
+
 // MarshalBinary encodes the index. Equal indexes have equal encodings.
-func (ix *Index) MarshalBinary() ([]byte, error) {
-	e := encoder{b: make([]byte, 0, 1024+64*len(ix.Entries)+48*len(ix.Contents)+48*len(ix.Chunks))}
-	e.b = append(append(e.b, codecMagic...), byte(ix.Source), byte(ix.Format))
-	e.num(len(ix.Entries))
-	for i := range ix.Entries {
-		e.entry(&ix.Entries[i])
-	}
-	e.num(len(ix.Contents))
+func (ix *Index) MarshalBinary() ([]byte, error) { return ix.Pack().MarshalBinary() }
+
+// MarshalBinary encodes the index, as Index.MarshalBinary does.
+func (p *Packed) MarshalBinary() ([]byte, error) {
+	e := encoder{b: make([]byte, 0, 64+len(p.entries)+usualContent*len(p.Contents)+usualChunk*len(p.Chunks)+sha256.Size)}
+	e.b = append(append(e.b, codecMagic...), byte(p.Source), byte(p.Format))
+	e.num(p.n)
+	e.b = append(e.b, p.entries...)
+	e.num(len(p.Contents))
 	end := int64(0)
-	for _, c := range ix.Contents {
+	for _, c := range p.Contents {
 		e.b = append(e.b, c.Key[:]...)
 		e.uint(uint64(c.Size))
 		e.uint(uint64(c.Chunks))
 		e.int(c.SpoolOff/blockSize - end)
 		end = c.SpoolOff/blockSize + blocks(c.Size)
 	}
-	e.num(len(ix.Chunks))
+	e.num(len(p.Chunks))
 	start := int64(0)
-	for _, c := range ix.Chunks {
+	for _, c := range p.Chunks {
 		e.b = append(e.b, c.Digest[:]...)
 		e.uint(uint64(c.Size))
 		e.int(c.Start - start)
@@ -95,19 +103,46 @@ const (
 // UnmarshalBinary decodes what MarshalBinary made. It refuses what is damaged or doesn't hold together; ix is then
 // unchanged. It keeps nothing of b.
 func (ix *Index) UnmarshalBinary(b []byte) error {
+	var p Packed
+	if err := p.decode(b); err != nil {
+		return err
+	}
+	entries := make([]tree.Entry, 0, p.n)
+	for e, err := range p.Entries() {
+		if err != nil {
+			return err
+		}
+		entries = append(entries, e)
+	}
+	*ix = Index{Source: p.Source, Format: p.Format, Entries: entries, Contents: p.Contents, Chunks: p.Chunks}
+	return nil
+}
+
+// UnmarshalBinary decodes what MarshalBinary made, as Index.UnmarshalBinary does, but for entries whose contents there are none of: Entries
+// refuses them.
+func (p *Packed) UnmarshalBinary(b []byte) error {
+	if err := p.decode(b); err != nil {
+		return err
+	}
+	p.entries = bytes.Clone(p.entries)
+	return nil
+}
+
+// decode decodes b; the entries are a part of it.
+func (p *Packed) decode(b []byte) error {
 	body := b[:max(0, len(b)-sha256.Size)]
 	if !bytes.HasPrefix(body, []byte(codecMagic)) || sha256.Sum256(body) != [32]byte(b[len(body):]) {
 		return errCodec
 	}
 	d := decoder{b: body[len(codecMagic):]}
-	got := Index{Source: Source(d.within(uint64(FromTOC))), Format: Format(d.within(uint64(Zstd)))}
-	got.Entries = make([]tree.Entry, d.rows(minEntry))
-	for i := range got.Entries {
-		d.entry(&got.Entries[i])
-		if d.bad {
+	got := Packed{Source: Source(d.within(uint64(FromTOC))), Format: Format(d.within(uint64(Zstd))), n: d.rows(minEntry)}
+	table := d.b
+	for range got.n {
+		if d.entry(&tree.Entry{}, nil); d.bad {
 			return errCodec
 		}
 	}
+	got.entries = table[:len(table)-len(d.b)]
 	got.Contents = make([]Content, d.rows(minContent))
 	var chunks, end int64
 	for i := range got.Contents {
@@ -136,27 +171,22 @@ func (ix *Index) UnmarshalBinary(b []byte) error {
 		}
 		c.End, start = c.Start+length, c.Start
 	}
-	if d.bad || len(d.b) != 0 || chunks != int64(len(got.Chunks)) || !got.fits() {
+	if d.bad || len(d.b) != 0 || chunks != int64(len(got.Chunks)) || !got.placeChunks() {
 		return errCodec
 	}
-	*ix = got
+	*p = got
 	return nil
 }
 
-// fits gives chunks their places in contents, and tells whether the tables agree.
-func (ix *Index) fits() bool {
-	for _, c := range ix.Contents {
+// placeChunks gives chunks their places in contents, and tells whether they are as large.
+func (p *Packed) placeChunks() bool {
+	for _, c := range p.Contents {
 		off := int64(0)
 		for i := c.FirstChunk; i < c.FirstChunk+c.Chunks; i++ {
-			ix.Chunks[i].Off = off
-			off += ix.Chunks[i].Size
+			p.Chunks[i].Off = off
+			off += p.Chunks[i].Size
 		}
-		if ix.Source == FromTOC && off != c.Size || ix.Source == FromTar && off != 0 {
-			return false
-		}
-	}
-	for _, e := range ix.Entries {
-		if e.Type == tree.Regular && e.Size > 0 && (int(e.Content) >= len(ix.Contents) || ix.Contents[e.Content].Size != e.Size) {
+		if p.Source == FromTOC && off != c.Size || p.Source == FromTar && off != 0 {
 			return false
 		}
 	}
@@ -210,16 +240,25 @@ func (d *decoder) bytes(n int) []byte {
 
 func (d *decoder) sized() []byte { return d.bytes(int(d.within(uint64(len(d.b))))) }
 
-func (d *decoder) entry(e *tree.Entry) {
+// entry reads an entry; its name and link target are of text. Without text, strings and attributes are only gone over.
+func (d *decoder) entry(e *tree.Entry, text *arena) {
 	const max32 = math.MaxUint32
-	e.Name, e.Linkname = string(d.sized()), string(d.sized())
+	name, link := d.sized(), d.sized()
 	e.Type = tree.Type(d.within(uint64(tree.Fifo)))
 	e.Mode, e.UID, e.GID = uint32(d.within(0o7777)), uint32(d.within(max32)), uint32(d.within(max32))
 	e.Size = int64(d.within(math.MaxInt64))
 	e.Mtime = tree.Time{Sec: d.int(), Nsec: uint32(d.within(999_999_999))}
 	e.Major, e.Minor = uint32(d.within(max32)), uint32(d.within(max32))
 	e.Content = int32(d.within(math.MaxInt32))
-	if n := d.rows(2); n > 0 {
+	n := d.rows(2)
+	if text == nil {
+		for range 2 * n {
+			d.sized()
+		}
+		return
+	}
+	e.Name, e.Linkname = text.string(name), text.string(link)
+	if n > 0 {
 		e.Xattrs = make([]tree.Xattr, n)
 		for i := range e.Xattrs {
 			e.Xattrs[i] = tree.Xattr{Name: string(d.sized()), Value: bytes.Clone(d.sized())}

@@ -33,6 +33,30 @@ func roundTrip(t testing.TB, ix *Index) {
 	if !bytes.Equal(b, again) {
 		t.Error("encoded differently the second time")
 	}
+	var p Packed
+	if err := p.UnmarshalBinary(b); err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range []*Packed{&p, ix.Pack()} {
+		entries, err := unpacked(p)
+		got := &Index{Source: p.Source, Format: p.Format, Entries: entries, Contents: p.Contents, Chunks: p.Chunks}
+		if err != nil || p.Len() != len(entries) || !sameIndex(ix, got) {
+			t.Errorf("packed, with error %v (-before +after):\n%s", err, cmp.Diff(ix, got, cmpopts.EquateEmpty()))
+		}
+		if again, err := p.MarshalBinary(); err != nil || !bytes.Equal(b, again) {
+			t.Errorf("packed it is encoded differently, with error %v", err)
+		}
+	}
+}
+
+func unpacked(p *Packed) (all []tree.Entry, err error) {
+	for e, err := range p.Entries() {
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, e)
+	}
+	return all, nil
 }
 
 // sameIndex tells whether two indexes are equal. cmp takes long for large ones.
@@ -87,10 +111,33 @@ func TestCodecDamaged(t *testing.T) {
 		if got.UnmarshalBinary(b) == nil {
 			t.Errorf("with bit %d flipped it was taken", i)
 		}
+		if new(Packed).UnmarshalBinary(b) == nil {
+			t.Errorf("with bit %d flipped it was taken, packed", i)
+		}
 		if got.Format != Zstd || got.Entries != nil {
 			t.Fatal("an index was changed by a failure")
 		}
 		b[i/8] ^= 1 << (i % 8)
+	}
+}
+
+// TestPackedLies has an entry whose content there is none of.
+func TestPackedLies(t *testing.T) {
+	_, ix := samples(t)
+	i := slices.IndexFunc(ix.Entries, func(e tree.Entry) bool { return e.Type == tree.Regular && e.Size > 0 })
+	for _, lie := range []func(e *tree.Entry){func(e *tree.Entry) { e.Content = int32(len(ix.Contents)) }, func(e *tree.Entry) { e.Size++ }} {
+		before := ix.Entries[i]
+		lie(&ix.Entries[i])
+		p := ix.Pack()
+		ix.Entries[i] = before
+		n := 0
+		var err error
+		for _, err = range p.Entries() {
+			n++
+		}
+		if err != errCodec || n != i+1 {
+			t.Errorf("entry %d ends it with %v, want %d and %v", n-1, err, i, errCodec)
+		}
 	}
 }
 
@@ -107,7 +154,17 @@ func FuzzUnmarshal(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) {
 		sum := sha256.Sum256(b)
 		var ix Index
-		if ix.UnmarshalBinary(append(bytes.Clone(b), sum[:]...)) != nil {
+		b = append(bytes.Clone(b), sum[:]...)
+		var p Packed
+		packed := p.UnmarshalBinary(b)
+		if packed == nil {
+			_, packed = unpacked(&p)
+		}
+		err := ix.UnmarshalBinary(b)
+		if (err == nil) != (packed == nil) {
+			t.Fatalf("decoded: %v; packed: %v", err, packed)
+		}
+		if err != nil {
 			return
 		}
 		for _, c := range ix.Contents {

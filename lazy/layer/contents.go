@@ -22,13 +22,14 @@ const (
 	fffd      = "\uFFFD" // what JSON has in the place of what isn't UTF-8
 )
 
-// parseTOC turns the JSON of a TOC into an index. end is where the blob's data ends: no chunk reaches beyond it.
-func parseTOC(raw []byte, end int64, f Format, lim Limits) (*Index, error) {
+// parseTOC turns the JSON of a TOC into an index. It takes memory for one of likely bytes at once. end is where the blob's data ends: no
+// chunk reaches beyond it.
+func parseTOC(json io.Reader, likely int64, end int64, f Format, lim Limits) (*Index, error) {
 	const usual = 350 // bytes of an entry: most have two digests
 	b := tocBuilder{ix: &Index{Source: FromTOC, Format: f}, end: end, sum: tally{lim: lim}, key: sha256.New()}
-	b.ix.Entries = make([]tree.Entry, 0, max(0, min(len(raw)/usual, lim.MaxEntries)))
-	b.ix.Chunks = make([]Chunk, 0, min(len(raw)/usual, maxChunks))
-	version, err := scanTOC(raw, b.add)
+	b.ix.Entries = make([]tree.Entry, 0, max(0, min(int(likely/usual), lim.MaxEntries)))
+	b.ix.Chunks = make([]Chunk, 0, min(likely/usual, maxChunks))
+	version, err := scanTOC(json, b.add)
 	var bad *entryError
 	switch {
 	case errors.As(err, &bad):
@@ -68,6 +69,8 @@ type tocBuilder struct {
 	sum  tally
 	file file // the last regular file that isn't empty, while it may get more chunks
 	key  hash.Hash
+	row  [8 + 32]byte // of what key hashes
+	text arena        // of names and link targets
 	// the last time that was parsed: neighbours tend to have the same
 	timeText []byte
 	time     tree.Time
@@ -77,23 +80,22 @@ type file struct {
 	open      bool
 	added     bool // by eStargz: it gets no content
 	number    int  // of its entry
-	name      []byte
-	digest    []byte // of it all
+	name      string
 	size      int64
 	have      int64 // bytes that its chunks hold so far
 	endOffset int64 // of its last chunk's member, or 0
 }
 
-func (f *file) error(err error) error { return &entryError{f.number, string(f.name), err} }
+func (f *file) error(err error) error { return &entryError{f.number, f.name, err} }
 
 // add adds an entry of the TOC.
 func (b *tocBuilder) add(e *tocEntry) error {
-	next := file{number: len(b.ix.Entries), name: e.name}
+	number := len(b.ix.Entries)
 	if string(e.typ) == "chunk" {
 		if !b.file.open {
-			return next.error(errors.New("a chunk that belongs to no file"))
+			return &entryError{number, string(e.name), errors.New("a chunk that belongs to no file")}
 		}
-		if len(e.name) > 0 && !bytes.Equal(e.name, b.file.name) {
+		if len(e.name) > 0 && string(e.name) != b.file.name {
 			return b.file.error(fmt.Errorf("behind it is a chunk of %.200q", e.name))
 		}
 		if err := b.chunk(e); err != nil {
@@ -105,14 +107,14 @@ func (b *tocBuilder) add(e *tocEntry) error {
 		return err
 	}
 	if err := b.entry(e); err != nil {
-		return next.error(err)
+		return &entryError{number, string(e.name), err}
 	}
 	return nil
 }
 
 // entry adds an entry that isn't of type "chunk".
 func (b *tocBuilder) entry(e *tocEntry) error {
-	out, err := e.entry()
+	out, err := e.entry(&b.text)
 	if err != nil {
 		return err
 	}
@@ -136,12 +138,12 @@ func (b *tocBuilder) entry(e *tocEntry) error {
 	if e.endOffset < 0 {
 		return fmt.Errorf("a chunk at offset %d ends at %d", e.offset, e.endOffset)
 	}
-	b.file = file{open: true, added: isAdded, number: number, name: e.name, digest: e.digest, size: e.size, endOffset: e.endOffset}
+	b.file = file{open: true, added: isAdded, number: number, name: out.Name, size: e.size, endOffset: e.endOffset}
 	return b.chunk(e)
 }
 
-// entry is e without its time and what it says of chunks.
-func (e *tocEntry) entry() (tree.Entry, error) {
+// entry is e without its time and what it says of chunks. Its name and link target are of text.
+func (e *tocEntry) entry(text *arena) (tree.Entry, error) {
 	// two names that aren't UTF-8 may have become one
 	lossy := bytes.Contains(e.name, []byte(fffd)) || bytes.Contains(e.link, []byte(fffd))
 	for _, x := range e.xattrs {
@@ -166,7 +168,7 @@ func (e *tocEntry) entry() (tree.Entry, error) {
 		}
 	}
 	out := tree.Entry{
-		Name: string(e.name), Type: typ, Mode: uint32(e.mode & 0o7777),
+		Name: text.string(e.name), Type: typ, Mode: uint32(e.mode & 0o7777),
 		UID: uint32(e.uid), GID: uint32(e.gid), Xattrs: e.xattrs,
 	}
 	switch typ {
@@ -175,7 +177,7 @@ func (e *tocEntry) entry() (tree.Entry, error) {
 			return tree.Entry{}, fmt.Errorf("size %d", e.size)
 		}
 	case tree.Symlink, tree.HardLink:
-		out.Linkname = string(e.link)
+		out.Linkname = text.string(e.link)
 	case tree.Char, tree.Block:
 		out.Major, out.Minor = uint32(e.devMajor), uint32(e.devMinor)
 	}
@@ -192,7 +194,7 @@ func (b *tocBuilder) parseTime(text []byte) (tree.Time, error) {
 		if err != nil {
 			return tree.Time{}, noTOC("its time: %v", err)
 		}
-		b.timeText, b.time = text, tree.Time{}
+		b.timeText, b.time = append(b.timeText[:0], text...), tree.Time{}
 		if !t.IsZero() { // containers/image has had the year 1 for "unknown"
 			b.time = tree.Time{Sec: t.Unix(), Nsec: uint32(t.Nanosecond())}
 		}
@@ -263,7 +265,7 @@ func (b *tocBuilder) chunk(e *tocEntry) error {
 	}
 	sum := e.chunkDigest
 	if len(sum) == 0 && size == f.size {
-		sum = f.digest // the only chunk
+		sum = e.digest // the only chunk: e is the file's entry
 	}
 	if len(sum) == 0 {
 		return noTOC("nothing vouches for the chunk at offset %d", e.offset)
@@ -323,12 +325,11 @@ func (b *tocBuilder) closeFile() error {
 	chunks := b.ix.Chunks[c.FirstChunk:]
 	chunks[len(chunks)-1].End = f.endOffset
 	b.key.Reset()
-	_, _ = io.WriteString(b.key, "pex chunks 1") // a hash never fails
-	var row [8 + 32]byte
+	_, _ = b.key.Write(append(b.row[:0], "pex chunks 1"...)) // a hash never fails
 	for i := range chunks {
-		binary.LittleEndian.PutUint64(row[:], uint64(chunks[i].Size))
-		copy(row[8:], chunks[i].Digest[:])
-		_, _ = b.key.Write(row[:])
+		binary.LittleEndian.PutUint64(b.row[:], uint64(chunks[i].Size))
+		copy(b.row[8:], chunks[i].Digest[:])
+		_, _ = b.key.Write(b.row[:])
 	}
 	b.key.Sum(c.Key[:0])
 	return nil

@@ -1,6 +1,7 @@
 package layer
 
 import (
+	"bytes"
 	"fmt"
 	"strings"
 	"testing"
@@ -34,7 +35,7 @@ func TestTOCs(t *testing.T) {
 			if !strings.HasPrefix(toc, `{"version"`) {
 				toc = `{"version":1,"entries":[` + toc + `]}`
 			}
-			ix, err := parseTOC([]byte(toc), 1000, Gzip, Limits{}.withDefaults())
+			ix, err := parseTOC(strings.NewReader(toc), 1, 1000, Gzip, Limits{}.withDefaults())
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -44,12 +45,12 @@ func TestTOCs(t *testing.T) {
 }
 
 func TestTOCFieldsOfEntries(t *testing.T) {
-	ix, err := parseTOC([]byte(`{"entries":[
+	ix, err := parseTOC(strings.NewReader(`{"entries":[
 		{"name":"su","type":"reg","mode":35309,"modtime":"1969-12-31T23:59:58Z","uid":1,"gid":4294967295,"linkName":"left over","devMajor":7},
 		{"name":"l\u00e4\ud83d\ude00","type":"symlink","linkName":"\"\\\/\b\f\n\r\t"},
 		{"name":"h","type":"hardlink","linkName":"su","modtime":"0001-01-01T00:00:00Z"},
 		{"name":"b","type":"block","devMajor":259,"devMinor":4294967295,"size":5}
-	]}`), 0, Gzip, Limits{}.withDefaults())
+	]}`), 0, 0, Gzip, Limits{}.withDefaults())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -70,7 +71,7 @@ func FuzzTOC(f *testing.F) {
 	f.Add([]byte(fmt.Sprintf(`{"version":1,"entries":[{"name":"f","type":"reg","size":10,"offset":5,"chunkSize":4,"chunkDigest":%q},{"type":"chunk","offset":20,"chunkOffset":4,"chunkDigest":%q},{"name":"d/","type":"dir","mode":493,"modtime":"2001-09-09T01:46:40Z","xattrs":{"user.a":"AA=="}}]}`, sum, sum)))
 	f.Add([]byte(fmt.Sprintf(`{"entries":[{"name":"z","type":"reg","size":99999999,"offset":5,"endOffset":9,"chunkType":"zeros","chunkDigest":%q},{"name":"g","type":"reg","size":4,"offset":9,"innerOffset":10,"digest":%q}]}`, sum, sum)))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		ix, err := parseTOC(b, 1000, Gzip, Limits{}.withDefaults())
+		ix, err := parseTOC(bytes.NewReader(b), int64(len(b)), 1000, Gzip, Limits{}.withDefaults())
 		if err != nil {
 			return
 		}

@@ -338,7 +338,7 @@ func TestMembers(t *testing.T) {
 			data := append([]byte("#"), tt.member...)
 			toc := fmt.Sprintf(`{"entries":[{"name":"a","type":"reg","size":50000,"offset":1,"chunkSize":30000,"chunkDigest":%q},`+
 				`{"type":"chunk","offset":1,"innerOffset":30000,"chunkOffset":30000,"chunkDigest":%q}]}`, digestOf([]byte(body[:30_000])), digestOf([]byte(body[30_000:])))
-			ix, err := parseTOC([]byte(toc), int64(len(data)), tt.format, Limits{}.withDefaults())
+			ix, err := parseTOC(strings.NewReader(toc), 0, int64(len(data)), tt.format, Limits{}.withDefaults())
 			if err != nil {
 				t.Fatal(err)
 			}

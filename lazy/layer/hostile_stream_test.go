@@ -66,9 +66,9 @@ func TestHostileStream(t *testing.T) {
 		{"shorter than said", said(stored, func(h *hostile) { h.d.Size++ }), `digest mismatch: the blob has 7705 bytes, its descriptor says 7706`},
 		{"longer than said", said(stored, func(h *hostile) { h.d.Size-- }), `digest mismatch: the blob has more than 7704 bytes`},
 
-		{"a bomb of many members", limited(bytes.Repeat(bomb, 64), Limits{MaxSize: 8 << 20}), `at offset 8396800 of the tar: the layer exceeds a limit: it inflates to more than 8388608 bytes`},
+		{"a bomb of many members", limited(bytes.Repeat(bomb, 64), Limits{MaxSize: 8 << 20}), `at offset 8388609 of the tar: the layer exceeds a limit: it inflates to more than 8388608 bytes`},
 		{"a bomb in a file", limited(gz(t, append(rawHeader("bomb", '0', func(h []byte) { base256(h[124:136], 1<<40) }), make([]byte, 1<<20)...)), Limits{}), `at offset 512 of the tar: entry 0 "bomb": the layer exceeds a limit: with its 1099511627776 bytes the layer's files have more than 274877906944`},
-		{"a bomb behind the end", limited(slices.Concat(stored, bytes.Repeat(bomb, 64)), Limits{MaxSize: 8 << 20}), `at offset 8396800 of the tar: the layer exceeds a limit: it inflates to more than 8388608 bytes`},
+		{"a bomb behind the end", limited(slices.Concat(stored, bytes.Repeat(bomb, 64)), Limits{MaxSize: 8 << 20}), `at offset 8388609 of the tar: the layer exceeds a limit: it inflates to more than 8388608 bytes`},
 		{"a hole of 16 TiB", ended(oldSparse("hole", 0, 16<<40)), `at offset 512 of the tar: entry 0 "hole": the layer exceeds a limit: with its 17592186044416 bytes the layer's files have more than 274877906944`},
 		{"a hole of 2^63-1 bytes", limited(append(oldSparse("hole", 0, 1<<63-1), make([]byte, 1024)...), Limits{MaxSize: 1<<63 - 2}), `at offset 512 of the tar: entry 0 "hole": the layer exceeds a limit: with its 9223372036854775807 bytes the layer's files have more than 9223372036854775806`},
 		{"many holes", limited(slices.Concat(oldSparse("a", 0, 1<<20), oldSparse("b", 0, 1<<20), oldSparse("c", 0, 1<<20)), Limits{MaxSize: 5 << 19}), `at offset 2560 of the tar: entry 2 "c": the layer exceeds a limit: with its 1048576 bytes the layer's files have more than 2621440`},

@@ -254,7 +254,11 @@ func TestHostileVerify(t *testing.T) {
 	if !ok {
 		t.Fatal("no footer")
 	}
-	raw, err := untarTOC(b[tocAt:], Limits{}.withDefaults())
+	r, _, err := untarTOC(bytes.NewReader(b[tocAt:]), Limits{}.withDefaults())
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw, err := io.ReadAll(r)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -2,27 +2,81 @@ package layer
 
 import (
 	"bytes"
+	"encoding/binary"
 	"fmt"
+	"io"
 	"unicode/utf16"
 	"unicode/utf8"
 )
 
 // scanner reads JSON from front to back. After an error every method does nothing.
 type scanner struct {
-	b     []byte
-	pos   int
+	r     io.Reader // gives what follows b; nil: nothing does
+	b     []byte    // a part of the JSON: what has been read and not been let go
+	pos   int       // in b
+	gone  int64     // bytes before b
 	depth int
 	err   error
 }
 
+// window is how much of the JSON is in memory at once, in bytes. An element that has more makes it grow.
+const window = 128 << 10
+
+func newScanner(r io.Reader) *scanner { return &scanner{r: r, b: make([]byte, 0, window)} }
+
+// fill reads on behind b, without moving what is there: strings that were read are parts of it. False is the end, or an error of r.
+func (s *scanner) fill() bool {
+	for empty := 0; s.r != nil && s.err == nil; empty++ {
+		if len(s.b) == cap(s.b) {
+			s.b = append(make([]byte, 0, 2*cap(s.b)), s.b...)
+		}
+		n, err := s.r.Read(s.b[len(s.b):cap(s.b)])
+		s.b = s.b[:len(s.b)+n]
+		if err == nil && n == 0 && empty == 100 {
+			err = io.ErrNoProgress
+		}
+		if err != nil {
+			s.r = nil
+		}
+		if err != nil && err != io.EOF {
+			s.err = err
+			return false
+		}
+		if n > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// more tells whether there is a byte at pos.
+func (s *scanner) more() bool { return s.pos < len(s.b) || s.fill() }
+
+// ahead gives up to n bytes from pos on.
+func (s *scanner) ahead(n int) []byte {
+	for len(s.b)-s.pos < n && s.fill() {
+	}
+	return s.b[s.pos:min(s.pos+n, len(s.b))]
+}
+
+// letGo ends the use of all strings that were read, so that their place can be taken.
+func (s *scanner) letGo() {
+	if s.r == nil || cap(s.b)-s.pos > cap(s.b)/4 {
+		return
+	}
+	s.gone += int64(s.pos)
+	s.b = s.b[:copy(s.b[:cap(s.b)], s.b[s.pos:])]
+	s.pos = 0
+}
+
 func (s *scanner) fail(what string) {
 	if s.err == nil {
-		s.err = fmt.Errorf("JSON at byte %d: %s", s.pos, what)
+		s.err = fmt.Errorf("JSON at byte %d: %s", s.gone+int64(s.pos), what)
 	}
 }
 
 func (s *scanner) space() {
-	for s.pos < len(s.b) {
+	for s.more() {
 		switch s.b[s.pos] {
 		case ' ', '\t', '\n', '\r':
 			s.pos++
@@ -35,7 +89,7 @@ func (s *scanner) space() {
 // take goes over white space and then c, if that is next.
 func (s *scanner) take(c byte) bool {
 	s.space()
-	if s.err != nil || s.pos == len(s.b) || s.b[s.pos] != c {
+	if s.err != nil || !s.more() || s.b[s.pos] != c {
 		return false
 	}
 	s.pos++
@@ -44,14 +98,17 @@ func (s *scanner) take(c byte) bool {
 
 func (s *scanner) literal(word string) bool {
 	s.space()
-	if s.err != nil || len(s.b)-s.pos < len(word) || string(s.b[s.pos:s.pos+len(word)]) != word {
+	if s.err != nil || string(s.ahead(len(word))) != word {
 		return false
 	}
 	s.pos += len(word)
 	return true
 }
 
-func (s *scanner) null() bool { return s.literal("null") }
+func (s *scanner) null() bool {
+	s.space()
+	return s.more() && s.b[s.pos] == 'n' && s.literal("null")
+}
 
 // list reads what stands between brackets, calling item for each.
 func (s *scanner) list(open, end byte, item func()) {
@@ -111,7 +168,10 @@ func (s *scanner) text() []byte {
 		return nil
 	}
 	start := s.pos
-	for ; s.pos < len(s.b); s.pos++ {
+	for s.pos+8 <= min(len(s.b), start+maxText) && ordinary(binary.LittleEndian.Uint64(s.b[s.pos:])) {
+		s.pos += 8
+	}
+	for ; s.more(); s.pos++ {
 		switch c := s.b[s.pos]; {
 		case c == '"':
 			s.pos++
@@ -130,9 +190,16 @@ func (s *scanner) text() []byte {
 	return nil
 }
 
+// ordinary tells whether none of eight bytes of a string is a quote, a backslash, a control character or beyond ASCII.
+func ordinary(w uint64) bool {
+	const ones, tops = 0x0101010101010101, 0x8080808080808080
+	quote, backslash := w^'"'*ones, w^'\\'*ones // a byte is 0 where they are
+	return (w|(w-' '*ones)|(quote-ones)|(backslash-ones))&tops == 0
+}
+
 // longText goes on with a string of which b was read.
 func (s *scanner) longText(b []byte) []byte {
-	for s.pos < len(s.b) {
+	for s.more() {
 		if len(b) > maxText {
 			s.fail("a string too long")
 			return nil
@@ -151,7 +218,7 @@ func (s *scanner) longText(b []byte) []byte {
 				return nil
 			}
 		default:
-			r, n := utf8.DecodeRune(s.b[s.pos:])
+			r, n := utf8.DecodeRune(s.ahead(utf8.UTFMax))
 			s.pos += n
 			b = utf8.AppendRune(b, r)
 		}
@@ -162,7 +229,7 @@ func (s *scanner) longText(b []byte) []byte {
 
 // escape reads what stands behind a backslash.
 func (s *scanner) escape(b []byte) []byte {
-	if s.pos == len(s.b) {
+	if !s.more() {
 		s.fail("a string without end")
 		return b
 	}
@@ -186,7 +253,7 @@ func (s *scanner) escape(b []byte) []byte {
 		if utf16.IsSurrogate(r) {
 			// the second half, if there is one; a half alone is U+FFFD
 			back := s.pos
-			if bytes.HasPrefix(s.b[s.pos:], []byte(`\u`)) {
+			if string(s.ahead(2)) == `\u` {
 				s.pos += 2
 				if r = utf16.DecodeRune(r, s.hex4()); r != utf8.RuneError {
 					return utf8.AppendRune(b, r)
@@ -204,12 +271,13 @@ func (s *scanner) escape(b []byte) []byte {
 }
 
 func (s *scanner) hex4() rune {
-	if len(s.b)-s.pos < 4 {
+	digits := s.ahead(4)
+	if len(digits) < 4 {
 		s.fail("an escape without end")
 		return 0
 	}
 	var r rune
-	for _, c := range s.b[s.pos:][:4] {
+	for _, c := range digits {
 		switch {
 		case '0' <= c && c <= '9':
 			r = r<<4 | rune(c-'0')
@@ -231,7 +299,7 @@ func (s *scanner) int(p *int64) {
 	}
 	minus := s.take('-')
 	digits := s.digits()
-	if s.err == nil && s.pos < len(s.b) && (s.b[s.pos] == '.' || s.b[s.pos]|0x20 == 'e') {
+	if s.err == nil && s.more() && (s.b[s.pos] == '.' || s.b[s.pos]|0x20 == 'e') {
 		s.fail("a number that isn't whole")
 	}
 	var v uint64
@@ -255,7 +323,7 @@ func (s *scanner) int(p *int64) {
 // digits reads the whole part of a number, without its sign.
 func (s *scanner) digits() []byte {
 	start := s.pos
-	for s.pos < len(s.b) && '0' <= s.b[s.pos] && s.b[s.pos] <= '9' {
+	for s.more() && '0' <= s.b[s.pos] && s.b[s.pos] <= '9' {
 		s.pos++
 	}
 	d := s.b[start:s.pos]
@@ -268,7 +336,7 @@ func (s *scanner) digits() []byte {
 // skip goes over a value of any kind.
 func (s *scanner) skip() {
 	s.space()
-	if s.err != nil || s.pos == len(s.b) {
+	if s.err != nil || !s.more() {
 		s.fail("no value")
 		return
 	}
@@ -292,13 +360,13 @@ func (s *scanner) number() {
 		s.pos++
 	}
 	s.digits()
-	if s.err == nil && s.pos < len(s.b) && s.b[s.pos] == '.' {
+	if s.err == nil && s.more() && s.b[s.pos] == '.' {
 		s.pos++
 		s.fraction()
 	}
-	if s.err == nil && s.pos < len(s.b) && s.b[s.pos]|0x20 == 'e' {
+	if s.err == nil && s.more() && s.b[s.pos]|0x20 == 'e' {
 		s.pos++
-		if s.pos < len(s.b) && (s.b[s.pos] == '+' || s.b[s.pos] == '-') {
+		if s.more() && (s.b[s.pos] == '+' || s.b[s.pos] == '-') {
 			s.pos++
 		}
 		s.fraction()
@@ -308,7 +376,7 @@ func (s *scanner) number() {
 // fraction goes over digits, of which there is at least one.
 func (s *scanner) fraction() {
 	start := s.pos
-	for s.pos < len(s.b) && '0' <= s.b[s.pos] && s.b[s.pos] <= '9' {
+	for s.more() && '0' <= s.b[s.pos] && s.b[s.pos] <= '9' {
 		s.pos++
 	}
 	if s.pos == start {

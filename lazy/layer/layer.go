@@ -37,6 +37,9 @@ const (
 
 // added tells whether a name is one of eStargz's own.
 func added(name string) bool {
+	if !strings.Contains(name, "landmark") && !strings.Contains(name, tocName) {
+		return false
+	}
 	switch strings.TrimPrefix(path.Clean("/"+name), "/") {
 	case tocName, prefetchLandmark, noPrefetchLandmark:
 		return true

@@ -6,6 +6,9 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"slices"
+
+	"github.com/pexfs/pex/lazy/leaf"
 )
 
 const (
@@ -18,13 +21,14 @@ const (
 // spoolWriter writes contents behind each other, from block to block, in big pieces, and the hashes of their blocks.
 type spoolWriter struct {
 	data, leaves io.WriterAt
-	buf          []byte // what wasn't written yet; always whole blocks but within content
-	sums         []byte // of buf's blocks up to hashed
-	zero         []bool // which of these are zeros
-	hashed       int    // bytes
-	off          int64  // of buf in the spool
-	end          int64  // of what was written to data
-	key          hash.Hash
+	contents     []Content // those whose blocks were all written have their keys
+	keyed        int       // how many these are
+	buf          []byte    // what wasn't written yet; always whole blocks but within content
+	sums         []byte    // of buf's blocks
+	zero         []bool    // which of these are zeros
+	off          int64     // of buf in the spool
+	end          int64     // of what was written to data
+	key          hash.Hash // of the first content without a key
 	zeros        [blockSize]byte
 	zerosSum     [hashSize]byte
 }
@@ -35,53 +39,75 @@ func newSpoolWriter(data, leaves io.WriterAt) *spoolWriter {
 	return w
 }
 
-// content copies a content of size bytes from r.
-func (w *spoolWriter) content(r io.Reader, size int64) (Content, error) {
-	c := Content{Size: size, SpoolOff: w.off + int64(len(w.buf))}
-	w.key.Reset()
-	beginBlocks(w.key, size)
+// content copies a content of size bytes from r; it is the last one of contents then. Its key comes with flush.
+func (w *spoolWriter) content(r io.Reader, size int64) error {
+	w.contents = append(w.contents, Content{Size: size, SpoolOff: w.off + int64(len(w.buf))})
 	if w.buf == nil {
 		w.buf = make([]byte, 0, spoolBuf)
 	}
 	for left := size; left > 0; {
 		if len(w.buf) == cap(w.buf) {
 			if err := w.flush(); err != nil {
-				return c, err
+				return err
 			}
 		}
 		room := w.buf[len(w.buf) : int64(len(w.buf))+min(left, int64(cap(w.buf)-len(w.buf)))]
 		n, err := io.ReadFull(r, room)
 		if err != nil {
-			return c, unexpected(err)
+			return unexpected(err)
 		}
 		w.buf = w.buf[:len(w.buf)+n]
-		if left -= int64(n); left == 0 {
-			if odd := len(w.buf) % blockSize; odd > 0 {
-				w.buf = append(w.buf, w.zeros[odd:]...) // cap is whole blocks
-			}
-		}
-		w.hash()
+		left -= int64(n)
 	}
-	w.key.Sum(c.Key[:0])
-	return c, nil
+	if odd := len(w.buf) % blockSize; odd > 0 {
+		w.buf = append(w.buf, w.zeros[odd:]...) // cap is whole blocks
+	}
+	return nil
 }
 
-// hash makes the leaves of the blocks in buf that have none.
+// hash makes the leaves of all that is in buf, and the keys of the contents that end there.
 func (w *spoolWriter) hash() {
-	for ; w.hashed+blockSize <= len(w.buf); w.hashed += blockSize {
-		b := w.buf[w.hashed:][:blockSize]
-		sum, zero := w.zerosSum, bytes.Equal(b, w.zeros[:])
-		if !zero {
-			sum = sha256.Sum256(b)
+	n := len(w.buf) / blockSize
+	w.sums = slices.Grow(w.sums[:0], n*hashSize)[:n*hashSize]
+	w.zero = w.zero[:0]
+	for i := range n {
+		w.zero = append(w.zero, bytes.Equal(w.buf[i*blockSize:][:blockSize], w.zeros[:]))
+	}
+	for from := 0; from < n; {
+		to := from + 1
+		for to < n && w.zero[to] == w.zero[from] {
+			to++
 		}
-		w.sums = append(w.sums, sum[:]...)
-		w.zero = append(w.zero, zero)
-		_, _ = w.key.Write(sum[:])
+		if w.zero[from] {
+			for i := range to - from {
+				copy(w.sums[(from+i)*hashSize:], w.zerosSum[:])
+			}
+		} else {
+			leaf.Sums(w.sums[from*hashSize:], w.buf[from*blockSize:to*blockSize])
+		}
+		from = to
+	}
+	end := w.off + int64(len(w.buf))
+	for i := w.keyed; i < len(w.contents); i++ {
+		c := &w.contents[i]
+		if c.SpoolOff >= w.off {
+			w.key.Reset()
+			beginBlocks(w.key, c.Size)
+		}
+		last := c.SpoolOff + blocks(c.Size)*blockSize
+		from, to := max(c.SpoolOff, w.off)-w.off, min(last, end)-w.off
+		_, _ = w.key.Write(w.sums[from/blockSize*hashSize : to/blockSize*hashSize])
+		if last > end {
+			break
+		}
+		w.key.Sum(c.Key[:0])
+		w.keyed++
 	}
 }
 
 // flush writes what is buffered, which is whole blocks, but for long runs of zeros.
 func (w *spoolWriter) flush() error {
+	w.hash()
 	for at := 0; at < len(w.zero); {
 		n := 0
 		for at+n < len(w.zero) && w.zero[at+n] {
@@ -111,7 +137,7 @@ func (w *spoolWriter) flush() error {
 		}
 	}
 	w.off += int64(len(w.buf))
-	w.buf, w.sums, w.zero, w.hashed = w.buf[:0], w.sums[:0], w.zero[:0], 0
+	w.buf = w.buf[:0]
 	return nil
 }
 

@@ -47,11 +47,11 @@ func readLayer(ctx context.Context, r io.Reader, d v1.Descriptor, diffID v1.Hash
 		return fmt.Errorf("digests %s and %s: only SHA-256 is supported", d.Digest, diffID)
 	}
 	lim = lim.withDefaults()
-	// Three goroutines: one reads and hashes the blob, one inflates, and this one hashes the tar, reads it and works on it.
+	// Four goroutines: one reads and hashes the blob, one inflates, one hashes the tar, and this one reads it and works on it.
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	raw := &hashReader{r: r, h: sha256.New(), max: d.Size, progress: lim.Progress}
-	in := newAhead(ctx, raw)
+	in := newAhead(ctx, aheadSize, readFeed(raw))
 	s := &streamer{to: to, sum: tally{lim: lim}}
 	err := s.inflate(ctx, cancel, bufio.NewReaderSize(in, 64<<10))
 	in.stop()
@@ -64,10 +64,10 @@ func readLayer(ctx context.Context, r io.Reader, d v1.Descriptor, diffID v1.Hash
 	if raw.n != d.Size {
 		return fmt.Errorf("%w: the blob has %d bytes, its descriptor says %d", blob.ErrDigestMismatch, raw.n, d.Size)
 	}
-	if got := raw.sum(); got != d.Digest {
+	if got := digest(raw.h); got != d.Digest {
 		return fmt.Errorf("%w: the blob is %s, its descriptor says %s", blob.ErrDigestMismatch, got, d.Digest)
 	}
-	if got := s.tar.sum(); got != diffID {
+	if got := s.diffID; got != diffID {
 		return fmt.Errorf("%w: the diffID is %s, the image's configuration says %s", blob.ErrDigestMismatch, got, diffID)
 	}
 	return nil
@@ -75,9 +75,10 @@ func readLayer(ctx context.Context, r io.Reader, d v1.Descriptor, diffID v1.Hash
 
 // streamer reads a layer's blob.
 type streamer struct {
-	to  sink
-	tar *hashReader
-	sum tally
+	to     sink
+	tar    *countReader
+	diffID v1.Hash
+	sum    tally
 }
 
 // inflate reads all of the blob. When it returns r isn't in use any more. cancel ends what feeds r.
@@ -86,13 +87,15 @@ func (s *streamer) inflate(ctx context.Context, cancel context.CancelFunc, r *bu
 	if err != nil {
 		return err
 	}
-	defer plain.Close()
-	out := newAhead(ctx, plain)
+	defer plain.close()
+	h := sha256.New()
+	hash := func(p []byte) { _, _ = h.Write(p) } // never fails
+	out := newAhead(ctx, plain.size, plain.feed, hash)
 	defer func() { // before the decoder is closed
 		cancel()
 		out.stop()
 	}()
-	s.tar = &hashReader{r: out, h: sha256.New(), max: s.sum.lim.MaxSize}
+	s.tar = &countReader{r: out, max: s.sum.lim.MaxSize}
 	err = s.readTar()
 	if err == nil {
 		_, err = io.Copy(io.Discard, s.tar) // padding, and whatever follows the tar: the diffID covers it
@@ -106,8 +109,28 @@ func (s *streamer) inflate(ctx context.Context, cancel context.CancelFunc, r *bu
 	if err != nil {
 		return fmt.Errorf("at offset %d of the tar: %w", s.tar.n, err)
 	}
+	s.diffID = digest(h)
 	_, err = io.Copy(io.Discard, r) // a decoder need not have seen the end
 	return err
+}
+
+// countReader counts what is read through it, and ends behind max bytes.
+type countReader struct {
+	r      io.Reader
+	n, max int64
+}
+
+func (c *countReader) Read(p []byte) (int, error) {
+	if left := c.max - c.n; left < 0 {
+		return 0, ErrLimit
+	} else if int64(len(p)) > left {
+		p = p[:left+1]
+	}
+	n, err := c.r.Read(p)
+	if c.n += int64(n); c.n > c.max {
+		return 0, ErrLimit
+	}
+	return n, err
 }
 
 // hashReader hashes and counts what is read through it, and refuses more than max bytes.
@@ -139,8 +162,8 @@ func (h *hashReader) Read(p []byte) (int, error) {
 	return n, err
 }
 
-func (h *hashReader) sum() v1.Hash {
-	return v1.Hash{Algorithm: "sha256", Hex: hex.EncodeToString(h.h.Sum(nil))}
+func digest(h hash.Hash) v1.Hash {
+	return v1.Hash{Algorithm: "sha256", Hex: hex.EncodeToString(h.Sum(nil))}
 }
 
 // The first bytes of zstd's frames, little-endian (RFC 8878, sections 3.1.1 and 3.1.2). Of the second the low four bits are free.
@@ -150,38 +173,42 @@ const (
 	zstdSkipDigits = 0xf
 )
 
+// plain is what a blob decompresses to.
+type plain struct {
+	feed
+	size  int // of the feed's buffers
+	close func()
+}
+
 // decompress tells a stream's compression by its first bytes and undoes it.
-func decompress(r *bufio.Reader) (io.ReadCloser, error) {
+func decompress(r *bufio.Reader) (plain, error) {
 	m, err := r.Peek(4)
 	if err != nil && err != io.EOF {
-		return nil, err
+		return plain{}, err
 	}
 	if len(m) >= 2 && m[0] == 0x1f && m[1] == 0x8b {
-		return named{io.NopCloser(inflate.NewReader(r)), "gzip"}, nil
+		z := inflate.NewReader(r)
+		return plain{named("gzip", func(_ context.Context, empty []byte) (mem, p []byte, err error) { return z.Next(empty) }), inflate.BufferSize, func() {}}, nil
 	}
 	if len(m) == 4 {
 		if v := binary.LittleEndian.Uint32(m); v == zstdFrame || v&^zstdSkipDigits == zstdSkippable {
 			z, err := zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(maxWindow))
 			if err != nil {
-				return nil, fmt.Errorf("inflating zstd: %w", err)
+				return plain{}, fmt.Errorf("inflating zstd: %w", err)
 			}
-			rc := z.IOReadCloser()
-			return named{rc, "zstd"}, nil
+			return plain{named("zstd", readFeed(z)), aheadSize, z.Close}, nil
 		}
 	}
-	return io.NopCloser(r), nil
+	return plain{readFeed(r), aheadSize, func() {}}, nil
 }
 
-// named says in its errors what was being read.
-type named struct {
-	io.ReadCloser
-	what string
-}
-
-func (r named) Read(p []byte) (int, error) {
-	n, err := r.ReadCloser.Read(p)
-	if err != nil && err != io.EOF {
-		err = fmt.Errorf("inflating %s: %w", r.what, err)
+// named says in the errors of a feed what was being read.
+func named(what string, f feed) feed {
+	return func(ctx context.Context, empty []byte) (mem, p []byte, err error) {
+		mem, p, err = f(ctx, empty)
+		if err != nil && err != io.EOF && ctx.Err() == nil {
+			err = fmt.Errorf("inflating %s: %w", what, err)
+		}
+		return mem, p, err
 	}
-	return n, err
 }

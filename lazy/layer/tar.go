@@ -58,21 +58,24 @@ type indexer struct {
 
 func (x *indexer) entry(e *tree.Entry, _ *tar.Header, body io.Reader) error {
 	if e.Type == tree.Regular && e.Size > 0 {
-		if len(x.ix.Contents) == math.MaxInt32 {
+		n := len(x.w.contents)
+		if n == math.MaxInt32 {
 			return fmt.Errorf("the layer has more than %d files", math.MaxInt32)
 		}
-		c, err := x.w.content(body, e.Size)
-		if err != nil {
+		if err := x.w.content(body, e.Size); err != nil {
 			return err
 		}
-		e.Content = int32(len(x.ix.Contents))
-		x.ix.Contents = append(x.ix.Contents, c)
+		e.Content = int32(n)
 	}
 	x.ix.Entries = append(x.ix.Entries, *e)
 	return nil
 }
 
-func (x *indexer) close() error { return x.w.close() }
+func (x *indexer) close() error {
+	err := x.w.close()
+	x.ix.Contents = x.w.contents
+	return err
+}
 
 func entryOf(h *tar.Header) (tree.Entry, error) {
 	e := tree.Entry{

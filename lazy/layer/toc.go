@@ -51,9 +51,10 @@ func readTOC(ctx context.Context, src blob.Source, a map[string]string, lim Limi
 	return nil, noTOC("the manifest vouches for none")
 }
 
-// tailSize is how much of a blob's end to fetch in the hope that it holds the TOC. Those of real layers have 0.1 to 0.7 %
-// of the blob, more where files are many and small; beyond 1 MiB a second request costs less than what is fetched in vain.
-func tailSize(size int64) int64 { return min(size, max(128<<10, min(size/128, 1<<20))) }
+// tailSize is how much of a blob's end to fetch in the hope that it holds the TOC. Those of real layers have 0.02 to 0.7 % of the blob, more
+// where files are many and small. Beyond 512 KiB a second request costs less than what is fetched in vain: that much goes over a link
+// of 200 Mbit/s in 20 ms, and the second requests of all layers are under way at once.
+func tailSize(size int64) int64 { return min(size, max(128<<10, min(size/128, 512<<10))) }
 
 func readGzipTOC(ctx context.Context, src blob.Source, want string, lim Limits) (*Index, error) {
 	digest, err := parseSHA256([]byte(want))
@@ -65,11 +66,12 @@ func readGzipTOC(ctx context.Context, src blob.Source, want string, lim Limits) 
 	if n < legacyFooterSize {
 		return nil, noTOC("the blob has %d bytes", size)
 	}
-	toc, err := fetch(ctx, src, size-n, n)
+	tail, err := fetch(ctx, src, size-n, n)
 	if err != nil {
 		return nil, err
 	}
-	off, foot, ok := parseFooter(toc)
+	off, foot, ok := parseFooter(tail)
+	var head []byte
 	switch start := size - n; {
 	case !ok:
 		return nil, noTOC("the blob has no eStargz footer")
@@ -79,40 +81,58 @@ func readGzipTOC(ctx context.Context, src blob.Source, want string, lim Limits) 
 		if err := boundTOC(size-off-foot, lim); err != nil {
 			return nil, err
 		}
-		head, err := fetch(ctx, src, off, start-off)
-		if err != nil {
+		if head, err = fetch(ctx, src, off, start-off); err != nil {
 			return nil, err
 		}
-		toc = append(head, toc...)
 	default:
-		toc = toc[off-start:]
+		tail = tail[off-start:]
 	}
-	raw, err := untarTOC(toc[:int64(len(toc))-foot], lim)
+	tail = tail[:int64(len(tail))-foot]
+	json, length, err := untarTOC(io.MultiReader(bytes.NewReader(head), bytes.NewReader(tail)), lim)
 	if err != nil {
 		return nil, fmt.Errorf("inflating TOC at %d: %w", off, err)
 	}
-	if got := sha256.Sum256(raw); got != digest {
+	sum := sha256.New()
+	ix, err, rerr := parseWhole(io.TeeReader(json, sum), likelySize(length, len(head)+len(tail)), off, Gzip, lim)
+	if rerr != nil {
+		return nil, fmt.Errorf("inflating TOC at %d: %w", off, rerr)
+	}
+	// what was made of another TOC means nothing, nor does an error
+	if got := [32]byte(sum.Sum(nil)); got != digest {
 		return nil, fmt.Errorf("%w: the TOC at %d is sha256:%x, the manifest says %s", blob.ErrDigestMismatch, off, got, want)
 	}
-	return parseTOC(raw, off, Gzip, lim)
+	return ix, err
 }
 
-// untarTOC takes the JSON out of the gzipped tar that eStargz keeps it in. It has not been verified yet.
-func untarTOC(b []byte, lim Limits) ([]byte, error) {
-	z := inflate.NewReader(bytes.NewReader(b))
+// parseWhole is parseTOC, of JSON that it reads to the end whatever is in it. rerr is why that could not be done.
+func parseWhole(json io.Reader, likely, end int64, f Format, lim Limits) (ix *Index, err, rerr error) {
+	in := &blobReader{Reader: json}
+	ix, err = parseTOC(in, likely, end, f, lim)
+	if in.err == nil {
+		_, _ = io.Copy(io.Discard, in) // in keeps the error
+	}
+	if in.err != io.EOF {
+		return nil, nil, unexpected(in.err)
+	}
+	return ix, err, nil
+}
+
+// untarTOC finds the JSON, and its length, in the gzipped tar that eStargz keeps it in. It has not been verified yet.
+func untarTOC(r io.Reader, lim Limits) (json io.Reader, length int64, err error) {
+	z := inflate.NewReader(r)
 	z.Multistream(false)
 	tr := tar.NewReader(z)
 	h, err := tr.Next()
 	if err != nil {
-		return nil, unexpected(err)
+		return nil, 0, unexpected(err)
 	}
 	if h.Name != tocName || h.Typeflag != tar.TypeReg {
-		return nil, noTOC("in its place is %.100q", h.Name)
+		return nil, 0, noTOC("in its place is %.100q", h.Name)
 	}
 	if err := boundTOC(h.Size, lim); err != nil {
-		return nil, err
+		return nil, 0, err
 	}
-	return readInflated(tr, h.Size, len(b))
+	return tr, h.Size, nil
 }
 
 // boundTOC refuses a TOC of n bytes, compressed or not, if these are too many.
@@ -149,28 +169,38 @@ func readZstdTOC(ctx context.Context, src blob.Source, position, checksum string
 	if got := sha256.Sum256(b); got != digest {
 		return nil, fmt.Errorf("%w: the TOC at %d is sha256:%x, the manifest says %s", blob.ErrDigestMismatch, off, got, checksum)
 	}
-	raw, err := unzstdTOC(b, ulen)
+	json, err := unzstdTOC(b, ulen)
 	if err != nil {
 		return nil, fmt.Errorf("inflating TOC at %d: %w", off, err)
 	}
-	return parseTOC(raw, off-skippableHeader, Zstd, lim)
+	defer json.Close()
+	ix, err, rerr := parseWhole(json, likelySize(ulen, len(b)), off-skippableHeader, Zstd, lim)
+	if rerr != nil {
+		return nil, fmt.Errorf("inflating TOC at %d: %w", off, rerr)
+	}
+	return ix, err
 }
 
-// unzstdTOC inflates b, which is said to give size bytes.
-func unzstdTOC(b []byte, size int64) ([]byte, error) {
-	z, err := zstd.NewReader(bytes.NewReader(b), zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(maxWindow))
-	if err != nil {
-		return nil, err
+// unzstd reads what b inflates to, and fails where that has not just as many bytes as it is said to have.
+type unzstd struct {
+	*zstd.Decoder
+	size, left int64
+}
+
+func unzstdTOC(b []byte, size int64) (*unzstd, error) {
+	z, err := zstd.NewReader(bytes.NewReader(b), zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxWindow))
+	return &unzstd{z, size, size}, err
+}
+
+func (u *unzstd) Read(p []byte) (int, error) {
+	n, err := u.Decoder.Read(p)
+	if u.left -= int64(n); u.left < 0 {
+		return 0, fmt.Errorf("more than the %d bytes that its annotation says", u.size)
 	}
-	defer z.Close()
-	raw, err := readInflated(z, size, len(b))
-	if err != nil {
-		return nil, err
+	if err == io.EOF && u.left > 0 {
+		err = io.ErrUnexpectedEOF
 	}
-	if n, _ := z.Read(make([]byte, 1)); n > 0 {
-		return nil, fmt.Errorf("more than the %d bytes that its annotation says", size)
-	}
-	return raw, nil
+	return n, err
 }
 
 // skippableHeader is the length of what is before a skippable frame's data (RFC 8878, section 3.1.2).
@@ -218,10 +248,10 @@ func fetch(ctx context.Context, src blob.Source, off, n int64) ([]byte, error) {
 	return b, nil
 }
 
-// readInflated reads size bytes that something of compressed bytes is said to inflate to.
-func readInflated(r io.Reader, size int64, compressed int) ([]byte, error) {
+// likelySize is how many bytes to take memory for where compressed bytes are said to inflate to size.
+func likelySize(size int64, compressed int) int64 {
 	const usual = 12 // times; TOCs have been seen to shrink to an eighth
-	return readGrowing(r, size, min(size, int64(compressed)*usual))
+	return min(size, int64(compressed)*usual)
 }
 
 // readGrowing reads size bytes. It takes the memory for likely bytes at once, and more only for what was read.

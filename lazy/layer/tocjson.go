@@ -3,6 +3,7 @@ package layer
 import (
 	"bytes"
 	"encoding/base64"
+	"io"
 	"slices"
 	"strings"
 
@@ -10,7 +11,7 @@ import (
 )
 
 // tocEntry is an entry of a TOC's JSON: the fields of the estargz package, and those that containers/image adds. The
-// strings are parts of the JSON where they can be.
+// strings are parts of what the scanner has in memory where they can be.
 type tocEntry struct {
 	name, link, typ          []byte
 	size, mode, uid, gid     int64
@@ -25,13 +26,14 @@ type tocEntry struct {
 }
 
 // scanTOC reads a TOC's JSON (RFC 8259) in one pass and calls f for every entry, which is valid only during the call. Keys are matched
-// exactly; of a repeated one the last counts; unknown ones are skipped. An error of f ends the scan and is returned as it is.
-func scanTOC(b []byte, f func(*tocEntry) error) (version int64, err error) {
-	s := scanner{b: b}
+// exactly; of a repeated one the last counts; unknown ones are skipped. Errors of f and of r end the scan and are returned as they are.
+func scanTOC(r io.Reader, f func(*tocEntry) error) (version int64, err error) {
+	s := newScanner(r)
 	var e tocEntry
 	var ferr error
 	field := func(key []byte) { s.field(&e, key) }
 	entry := func() {
+		s.letGo()
 		e = tocEntry{xattrs: nil}
 		s.objectOrNull(field)
 		if s.err == nil && ferr == nil {
@@ -60,7 +62,7 @@ func scanTOC(b []byte, f func(*tocEntry) error) (version int64, err error) {
 	if ferr != nil {
 		return version, ferr
 	}
-	if s.space(); s.err == nil && s.pos < len(s.b) {
+	if s.space(); s.err == nil && s.more() {
 		s.fail("bytes behind the end")
 	}
 	return version, s.err

@@ -1,11 +1,15 @@
 package layer
 
 import (
+	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"strings"
 	"testing"
+	"testing/iotest"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
@@ -21,8 +25,8 @@ type plainEntry struct {
 	Xattrs                                                                                     []tree.Xattr
 }
 
-func scanned(b []byte) (version int64, all []plainEntry, err error) {
-	version, err = scanTOC(b, func(e *tocEntry) error {
+func scanned(r io.Reader) (version int64, all []plainEntry, err error) {
+	version, err = scanTOC(r, func(e *tocEntry) error {
 		all = append(all, plainEntry{
 			string(e.name), string(e.link), string(e.typ),
 			e.size, e.mode, e.uid, e.gid, e.devMajor, e.devMinor, e.offset, e.endOffset, e.inner, e.chunkOffset, e.chunkSize,
@@ -117,7 +121,7 @@ func TestScanTOC(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			if tt.name == "numbers for base64" { // encoding/json takes it; nobody writes it
-				if _, _, err := scanned([]byte(tt.in)); err == nil {
+				if _, _, err := scanned(strings.NewReader(tt.in)); err == nil {
 					t.Error("no error")
 				}
 				return
@@ -130,7 +134,10 @@ func TestScanTOC(t *testing.T) {
 // compareTOC compares the scanner with encoding/json. both says that it must take all that encoding/json does.
 func compareTOC(t *testing.T, b []byte, both bool) {
 	t.Helper()
-	version, got, err := scanned(b)
+	version, got, err := scanned(bytes.NewReader(b))
+	if v, all, slowErr := scanned(iotest.OneByteReader(bytes.NewReader(b))); fmt.Sprint(err) != fmt.Sprint(slowErr) || err == nil && (v != version || !cmp.Equal(got, all)) {
+		t.Fatalf("%q\nread byte by byte gives version %d, %d entries, error %v; at once %d, %d, %v", b, v, len(all), slowErr, version, len(got), err)
+	}
 	wantVersion, want, wantErr := decoded(b)
 	if err == nil && wantErr != nil || both && err != nil && wantErr == nil {
 		t.Fatalf("%q\nerror %v, of encoding/json %v", b, err, wantErr)
@@ -140,6 +147,43 @@ func compareTOC(t *testing.T, b []byte, both bool) {
 	}
 	if d := cmp.Diff(want, got, cmpopts.EquateEmpty()); d != "" || version != wantVersion {
 		t.Fatalf("%q\nversion %d, want %d; entries (-encoding/json +got)\n%s", b, version, wantVersion, d)
+	}
+}
+
+// TestScanTOCWindow scans much more than is in memory at once, with values that begin in one window and end in another, and some that are
+// larger than a window.
+func TestScanTOCWindow(t *testing.T) {
+	var s strings.Builder
+	s.WriteString(`{"before":"` + strings.Repeat("b", 3*window) + `","entries":[`)
+	for i := range 4000 {
+		if i > 0 {
+			s.WriteString(" ,\n")
+		}
+		long := i * 7 % 501
+		if i%1000 == 999 {
+			long = window + i
+		}
+		fmt.Fprintf(&s, `{"name":"n%d\u00e4%s","size":%d,"x":[true,-1.5e+30,{"y":"%s"}],"linkName":"ä%s","mode":null,"xattrs":{"user.%d":"AAAA"}}`,
+			i, strings.Repeat("\\/", i%97), i, strings.Repeat("z", long), strings.Repeat("l", i%61), i)
+	}
+	s.WriteString(`],"version":1,"behind":[1,2,3]}`)
+	compareTOC(t, []byte(s.String()), true)
+	for _, cut := range []int{1, window, 5 * window} { // errors tell the place in the whole
+		bad := s.String()[:s.Len()-cut] + "\x01"
+		_, _, err := scanned(strings.NewReader(bad))
+		if want := fmt.Sprintf("JSON at byte %d:", len(bad)-1); err == nil || !strings.HasPrefix(err.Error(), want) {
+			t.Errorf("%d bytes cut: %v, want %s", cut, err, want)
+		}
+	}
+}
+
+func TestScanTOCUnreadable(t *testing.T) {
+	broken := errors.New("broken")
+	for _, b := range []string{"", `{"entries":[{"na`, `{"entries":[{"name":"a"}`, `{"entries":[]}`} {
+		_, _, err := scanned(io.MultiReader(strings.NewReader(b), iotest.ErrReader(broken)))
+		if err != broken {
+			t.Errorf("%q: %v, want %v", b, err, broken)
+		}
 	}
 }
 
@@ -166,7 +210,7 @@ func BenchmarkScanTOC(b *testing.B) {
 		b.SetBytes(int64(len(raw)))
 		b.ReportAllocs()
 		for b.Loop() {
-			if _, err := parseTOC(raw, 1<<40, Gzip, Limits{}.withDefaults()); err != nil {
+			if _, err := parseTOC(bytes.NewReader(raw), int64(len(raw)), 1<<40, Gzip, Limits{}.withDefaults()); err != nil {
 				b.Fatal(err)
 			}
 		}

@@ -16,6 +16,8 @@
 package profile
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -145,4 +147,10 @@ func isDigest(s string) bool {
 		}
 	}
 	return true
+}
+
+// ID names an image's profile of a command for files: a SHA-256 in hex.
+func ID(image, name string) string {
+	h := sha256.Sum256([]byte(image + "\x00" + name))
+	return hex.EncodeToString(h[:])
 }

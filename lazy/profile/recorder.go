@@ -77,19 +77,19 @@ func (r *Recorder) known(first, end int64) bool {
 	return true
 }
 
-// Reads gives what was noted so far, when the latest of it was, and whether no more is noted.
-func (r *Recorder) Reads() (all []Read, last time.Time, over bool) {
+// Reads gives what was noted so far.
+func (r *Recorder) Reads() []Read {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return slices.Clone(r.reads), r.last, r.over.Load()
+	return slices.Clone(r.reads)
 }
 
-// State tells how many reads were noted so far, and when the latest of them was.
-func (r *Recorder) State() (n int, start, last time.Time) {
+// Last is when something new was noted last; zero if nothing was.
+func (r *Recorder) Last() time.Time {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return len(r.reads), r.start, r.last
+	return r.last
 }
 
-// End ends the recording.
+// End ends the recording: nothing more is noted.
 func (r *Recorder) End() { r.over.Store(true) }

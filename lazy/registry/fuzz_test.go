@@ -132,14 +132,14 @@ func FuzzAnswers(f *testing.F) {
 	add := func(plain bool, auth uint8, answers ...string) {
 		f.Add([]byte(strings.Join(answers, "\x00")), plain, auth, uint16(2), uint16(3))
 	}
-	add(false, 0, pingOK, manifest, whole, part)
+	add(false, 0, manifest, whole, part)
 	add(false, 1, bearer, oneToken, manifest, moved, whole, moved, part)
 	add(false, 2, bearer, oneToken, manifest, bearer, oneToken, whole, part)
-	add(true, 1, pingOK, basic, manifest, moved, moved, moved, whole)
+	add(true, 1, basic, manifest, moved, moved, moved, whole)
 	add(true, 3, basic, limited, manifest, chunked)
 	add(true, 1, strings.Replace(bearer, "https://auth.example", "http://localhost:5000", 1), oneToken, manifest, part)
 	add(false, 1, strings.Replace(moved, "https://cdn.example", "http://registry.example", 1), pingOK)
-	add(false, 1, pingOK, strings.Replace(moved, "cdn", "registry", 1), strings.Replace(bearer, "auth", "evil", 1), manifest)
+	add(false, 1, strings.Replace(moved, "cdn", "registry", 1), pingOK, strings.Replace(bearer, "auth", "evil", 1), manifest)
 	f.Fuzz(func(t *testing.T, answers []byte, plain bool, auth uint8, off, n uint16) {
 		w := &wire{t: t, answers: bytes.Split(answers, []byte{0}), home: "registry.example", plain: plain}
 		if plain {

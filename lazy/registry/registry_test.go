@@ -78,7 +78,7 @@ func TestResolve(t *testing.T) {
 			if diff := cmp.Diff(want, got); diff != "" {
 				t.Error(diff)
 			}
-			if diff := cmp.Diff([]string{"GET /v2/", "GET /v2/app/manifests/v1"}, f.log()); diff != "" {
+			if diff := cmp.Diff([]string{"GET /v2/app/manifests/v1"}, f.log()); diff != "" {
 				t.Error(diff)
 			}
 			body, err := r.Manifest(t.Context(), got)
@@ -248,7 +248,7 @@ func TestTokens(t *testing.T) {
 	if _, err := r.Resolve(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	want := []string{"GET /v2/", "GET /token", "GET /v2/app/manifests/v1"}
+	want := []string{"GET /v2/app/manifests/v1", "GET /token", "GET /v2/app/manifests/v1"}
 	if diff := cmp.Diff(want, f.log()); diff != "" {
 		t.Error(diff)
 	}
@@ -309,18 +309,72 @@ func TestRefreshTokens(t *testing.T) {
 	}
 }
 
+// TestHandshake has a registry answer the first request in ways that tell nothing of how it authenticates: then it is asked.
+func TestHandshake(t *testing.T) {
+	for _, tt := range []struct {
+		name      string
+		secret    bool // the registry wants a token
+		first     int  // status of the first answer, or 0
+		root      int  // status of the root's, or 0
+		want      []string
+		wantError error
+	}{
+		{"answered", false, 0, 0, []string{"manifest"}, nil},
+		{"asked for a token", true, 0, 0, []string{"manifest", "token", "manifest"}, nil},
+		{"not found", false, 404, 0, []string{"manifest", "root"}, ErrNotFound},
+		{"not found without a token", true, 404, 0, []string{"manifest", "root", "token", "manifest"}, nil},
+		{"forbidden without a token", true, 403, 0, []string{"manifest", "root", "token", "manifest"}, nil},
+		{"unauthorized, with no way to be", false, 401, 0, []string{"manifest", "root"}, ErrUnauthorized},
+		{"overloaded", true, 503, 503, []string{"manifest", "root", "manifest", "token", "manifest"}, nil},
+		{"no registry", false, 404, 404, []string{"manifest", "root"}, ErrNotFound},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			f := newFake(t)
+			f.addManifest("v1", []byte(ociManifest))
+			if tt.secret {
+				f.user, f.password = "me", "secret"
+			}
+			short := map[string]string{"/v2/": "root", "/token": "token", "/v2/app/manifests/v1": "manifest"}
+			var mu sync.Mutex
+			seen := make(map[string]bool)
+			f.before = func(w http.ResponseWriter, r *http.Request) bool {
+				what := short[r.URL.Path]
+				status := map[string]int{"root": tt.root, "manifest": tt.first}[what]
+				mu.Lock()
+				defer mu.Unlock()
+				if seen[what] || status == 0 {
+					return false
+				}
+				seen[what] = true
+				w.WriteHeader(status)
+				return true
+			}
+			_, err := open(t, f.host(), ":v1", authn.AuthConfig{Username: "me", Password: "secret"}).Resolve(t.Context())
+			if !errors.Is(err, tt.wantError) {
+				t.Errorf("error %v, want %v", err, tt.wantError)
+			}
+			var got []string
+			for _, l := range f.log() {
+				got = append(got, short[strings.TrimPrefix(l, "GET ")])
+			}
+			if diff := cmp.Diff(tt.want, got); diff != "" {
+				t.Error("-want +got:", diff)
+			}
+		})
+	}
+}
+
+// TestHandshakeOnce has many ask at once, and the first give up while it has the turn: the others wait for one of them.
 func TestHandshakeOnce(t *testing.T) {
 	f := newFake(t)
+	f.user, f.password = "me", "secret"
 	d := f.addBlob(blobtest.Random(1000))
-	r := open(t, f.host(), ":v1", authn.AuthConfig{})
+	r := open(t, f.host(), ":v1", authn.AuthConfig{Username: "me", Password: "secret"})
 	release := make(chan struct{})
-	f.before = func(w http.ResponseWriter, r *http.Request) bool {
-		if r.URL.Path == "/v2/" {
-			<-release
-		}
+	f.before = func(http.ResponseWriter, *http.Request) bool {
+		<-release
 		return false
 	}
-	// The first is interrupted while it holds the turn; the others don't suffer.
 	ctx, cancel := context.WithCancel(t.Context())
 	interrupted := make(chan error)
 	go func() {
@@ -344,14 +398,11 @@ func TestHandshakeOnce(t *testing.T) {
 	}
 	close(release)
 	wg.Wait()
-	pings := 0
-	for _, l := range f.log() {
-		if l == "GET /v2/" {
-			pings++
-		}
+	if n := len(f.log()); n != 1+1+8 { // one that is refused, a token, and all of them
+		t.Errorf("%d requests, want 10", n)
 	}
-	if pings != 1 {
-		t.Errorf("%d more handshakes, want 1", pings)
+	if f.tokens != 1 {
+		t.Errorf("%d tokens", f.tokens)
 	}
 }
 

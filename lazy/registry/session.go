@@ -99,11 +99,15 @@ func (s *session) RoundTrip(req *http.Request) (*http.Response, error) {
 		return s.base.RoundTrip(req)
 	}
 	ctx := req.Context()
-	st, err := s.update(ctx, func(st state) bool { return st.challenge != nil }, s.handshake)
-	if err != nil {
-		return nil, err
+	var resp *http.Response
+	st, err := s.update(ctx, func(st state) bool { return st.challenge != nil }, func(ctx context.Context, st state) (next state, err error) {
+		next, resp, err = s.handshake(ctx, st, req)
+		return next, err
+	})
+	if err != nil || resp != nil {
+		return resp, err
 	}
-	resp, err := s.send(req, st)
+	resp, err = s.send(req, st)
 	if err != nil || resp.StatusCode != http.StatusUnauthorized {
 		return resp, err
 	}
@@ -205,8 +209,9 @@ func (s *session) credentials() authn.AuthConfig {
 	return s.auth
 }
 
-// handshake finds out the registry's scheme and how it authenticates.
-func (s *session) handshake(ctx context.Context, st state) (state, error) {
+// handshake finds out the registry's scheme and how it authenticates, by req if that is answered as registries do: then no time is lost
+// with asking. resp is the answer to req, or nil if it is still to be sent.
+func (s *session) handshake(ctx context.Context, st state, req *http.Request) (_ state, resp *http.Response, _ error) {
 	schemes := []string{"https"}
 	if s.plain {
 		if _, port, _ := cutPort(s.repo.RegistryStr()); port == "" || port == "443" {
@@ -217,10 +222,11 @@ func (s *session) handshake(ctx context.Context, st state) (state, error) {
 	}
 	var failed error
 	for _, scheme := range schemes {
-		c, err := s.ping(ctx, scheme)
+		c, resp, err := s.attempt(ctx, scheme, req)
 		if err == nil {
 			st.challenge = c
-			return s.authenticate(ctx, st)
+			next, err := s.authenticate(ctx, st)
+			return next, resp, err
 		}
 		// A TLS client at a plain server says less than the plain client does.
 		if failed == nil || !errors.As(err, new(tls.RecordHeaderError)) {
@@ -230,7 +236,7 @@ func (s *session) handshake(ctx context.Context, st state) (state, error) {
 			break
 		}
 	}
-	return state{}, failed
+	return state{}, nil, failed
 }
 
 // decided says that an answer came from a registry, so that another scheme need not be tried.
@@ -239,13 +245,46 @@ func (s *session) decided(err error) bool {
 	return errors.As(err, &e) && e.Status != 0 && e.Status != http.StatusBadRequest
 }
 
+// attempt sends req without credentials. An answer that is all of what was asked for, or asks for credentials, tells as much as that to a
+// ping would; what else a proxy, another scheme's server or an overloaded one says is for the ping to judge. resp is nil if req is
+// to be sent again, with credentials.
+func (s *session) attempt(ctx context.Context, scheme string, req *http.Request) (c *transport.Challenge, resp *http.Response, err error) {
+	req = req.Clone(ctx)
+	req.URL.Scheme = scheme
+	resp, err = s.base.RoundTrip(req)
+	if err != nil {
+		return nil, nil, failure(api, s.root(scheme), errContext(ctx, err))
+	}
+	switch resp.StatusCode {
+	case http.StatusOK, http.StatusPartialContent:
+		return &transport.Challenge{Insecure: scheme == "http"}, resp, nil
+	case http.StatusUnauthorized:
+		if c, err = challenge(ctx, s.repo.Registry, resp); err == nil && c.Scheme != "" {
+			discard(resp)
+			return c, nil, nil
+		}
+	}
+	c, err = s.ping(ctx, scheme)
+	if err == nil && c.Scheme == "" && c.Insecure == (scheme == "http") {
+		return c, resp, nil // credentials would change nothing
+	}
+	discard(resp)
+	return c, nil, err
+}
+
+const api = "the API" // what is asked for, in errors
+
+// root is the root of the registry's API.
+func (s *session) root(scheme string) *url.URL {
+	return &url.URL{Scheme: scheme, Host: s.repo.RegistryStr(), Path: "/v2/"}
+}
+
 // ping asks for the root of the registry's API (distribution specification, "Determining Support").
 func (s *session) ping(ctx context.Context, scheme string) (*transport.Challenge, error) {
-	const what = "the API"
-	u := &url.URL{Scheme: scheme, Host: s.repo.RegistryStr(), Path: "/v2/"}
+	u := s.root(scheme)
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
 	if err != nil {
-		return nil, failure(what, u, err)
+		return nil, failure(api, u, err)
 	}
 	client := &http.Client{Transport: s.base, CheckRedirect: func(req *http.Request, via []*http.Request) error {
 		if req.URL.Hostname() != u.Hostname() {
@@ -255,15 +294,15 @@ func (s *session) ping(ctx context.Context, scheme string) (*transport.Challenge
 	}}
 	resp, err := client.Do(req)
 	if err != nil {
-		return nil, failure(what, u, errContext(ctx, err))
+		return nil, failure(api, u, errContext(ctx, err))
 	}
 	defer discard(resp)
 	if resp.StatusCode != http.StatusOK && resp.StatusCode != http.StatusUnauthorized {
-		return nil, refusal(what, resp, true)
+		return nil, refusal(api, resp, true)
 	}
 	c, err := challenge(ctx, s.repo.Registry, resp)
 	if err != nil {
-		return nil, failure(what, u, err)
+		return nil, failure(api, u, err)
 	}
 	return c, nil
 }

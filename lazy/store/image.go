@@ -72,6 +72,7 @@ type Image struct {
 	blocks  int64
 	count   atomic.Int64
 	sealed  atomic.Bool
+	early   writeback
 }
 
 func (s *Store) imageDir(k Key) string { return filepath.Join(s.dir, "images", string(k)) }
@@ -220,14 +221,17 @@ func (im *Image) Close() error {
 		errs = append(errs, im.tree.close())
 	}
 	if im.f != nil {
-		errs = append(errs, im.f.Close())
+		errs = append(errs, im.Retire())
 	}
 	return errors.Join(errs...)
 }
 
 // Retire closes the image file and leaves the map and the tree mapped, for those who may still look at them: what they
 // ask for from now on fails, and does not fault. They stay mapped until the process ends.
-func (im *Image) Retire() error { return im.f.Close() }
+func (im *Image) Retire() error {
+	im.early.close()
+	return im.f.Close()
+}
 
 // recheck hashes every block that the map names and forgets those that differ from their leaf.
 func (im *Image) recheck(ctx context.Context) error {
@@ -313,7 +317,19 @@ func (im *Image) Put(off int64, p []byte) error {
 	return nil
 }
 
-func (im *Image) mark(first, n int64) { im.count.Add(im.present.set(first, n)) }
+// mark makes n blocks present. Regions that are whole with them begin to go to disk.
+func (im *Image) mark(first, n int64) {
+	fresh := im.present.set(first, n)
+	if fresh == 0 {
+		return
+	}
+	im.count.Add(fresh)
+	for r := first / regionBlocks; r <= (first+n-1)/regionBlocks; r++ {
+		if im.present.hasAll(r*regionBlocks, min((r+1)*regionBlocks, im.blocks)-1) {
+			im.early.add(im.f, r)
+		}
+	}
+}
 
 // PutPart writes verified bytes that don't fill their blocks. FinishBlock follows when all of a block was written.
 func (im *Image) PutPart(off int64, p []byte) error {

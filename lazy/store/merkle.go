@@ -8,6 +8,8 @@ import (
 	"os"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/pexfs/pex/lazy/leaf"
 )
 
 // The Merkle file is a dm-verity hash device for the image (version 1, SHA-256, 4 KiB blocks, no salt): a superblock in
@@ -101,16 +103,13 @@ func (m *merkle) leaf(block int64) []byte { return m.leaves[block*hashSize:][:ha
 
 // hash writes the leaves of the blocks that p is the content of, the last one padded with zeros.
 func (m *merkle) hash(first int64, p []byte) {
-	for ; len(p) >= BlockSize; first++ {
-		h := sha256.Sum256(p[:BlockSize])
-		copy(m.leaf(first), h[:])
-		p = p[BlockSize:]
-	}
-	if len(p) > 0 {
+	whole := len(p) / BlockSize * BlockSize
+	leaf.Sums(m.leaves[first*hashSize:], p[:whole])
+	if p = p[whole:]; len(p) > 0 {
 		var last [BlockSize]byte
 		copy(last[:], p)
 		h := sha256.Sum256(last[:])
-		copy(m.leaf(first), h[:])
+		copy(m.leaf(first+int64(whole/BlockSize)), h[:])
 	}
 }
 
@@ -122,10 +121,7 @@ func (m *merkle) finish() [hashSize]byte {
 	clear(m.mem[at+m.blocks*hashSize : end]) // what no hash fills is zeros, whatever it was
 	for i := 1; i < len(lv); i++ {
 		up := at - lv[i]*BlockSize
-		for b := range lv[i-1] {
-			h := sha256.Sum256(m.mem[at+b*BlockSize:][:BlockSize])
-			copy(m.mem[up+b*hashSize:], h[:])
-		}
+		leaf.Sums(m.mem[up:], m.mem[at:at+lv[i-1]*BlockSize])
 		clear(m.mem[up+lv[i-1]*hashSize : at])
 		at = up
 	}

@@ -8,6 +8,7 @@
 //	records/HEX.json     which image a manifest became
 //	layers/HEX/…         indexes of a layer by the layer's digest, and contents of it that no image holds
 //	images/KEY/image.erofs, map, merkle, plan, info.json
+//	profiles/HEX.json    what programs of an image read first
 //	tmp/                 work under way; emptied when the lock is taken
 //
 // A folder belongs to one user. One process holds the lock and writes; any number of processes of that user may read an

@@ -54,7 +54,7 @@ func NewBuilder(o Options) *Builder {
 		o.MaxInodes = DefaultMaxInodes
 	}
 	b := &Builder{opt: o, layer: -1, nodes: 1, marked: make(map[mark]bool)}
-	b.root = &node{}
+	b.root = &node{dirState: new(dirState)}
 	b.root.forget()
 	b.root.parent = b.root
 	return b

@@ -23,16 +23,20 @@ const (
 
 // node is an inode while the tree is built.
 type node struct {
-	attr     Attr
-	xattrs   []Xattr
-	children map[string]dirent // of a directory; nil while it is empty
-	parent   *node             // of a directory
-	path     int32             // of a directory: bytes of its path, a slash behind each name
+	inode
+	*dirState      // of a directory; nil of anything else
+	number    Ino  // once built
+	implied   bool // a directory that no entry described, or none that still counts
+}
+
+// dirState is what a directory is until it is built.
+type dirState struct {
+	children map[string]dirent // nil while it is empty
+	parent   *node
+	path     int32 // bytes of its path, a slash behind each name
 	// The layer that last put something below this directory, and the last one whose markers hid what lower layers gave
 	// here; both one more than the layer's number, so that 0 is none.
 	touched, hidden int32
-	number          Ino  // once built
-	implied         bool // a directory that no entry described, or none that still counts
 }
 
 // dirent is a name in a directory. layer is the one that last gave it: a whiteout spares what its own layer gave.
@@ -46,7 +50,7 @@ func (b *Builder) newNode(e *Entry) (*node, error) {
 	if err := b.count(); err != nil {
 		return nil, err
 	}
-	n := &node{attr: Attr{Type: e.Type, Content: noContent}}
+	n := &node{inode: inode{attr: Attr{Type: e.Type, Content: noContent}}}
 	switch e.Type {
 	case Dir, Fifo:
 	case Regular:
@@ -149,8 +153,7 @@ func (n *node) fits(name string) error {
 
 // below makes a new directory one of dir.
 func (n *node) below(dir *node, name string) {
-	n.parent = dir
-	n.path = dir.path + int32(len(name)) + 1
+	n.dirState = &dirState{parent: dir, path: dir.path + int32(len(name)) + 1}
 }
 
 // forget makes a directory as if implied.

@@ -113,9 +113,9 @@ func (p *packer) add(part Part, n int) error {
 // number makes the tree, breadth first as Builder.Build does.
 func (p *packer) number() {
 	t := p.tree
-	t.inodes = make([]inode, 1, p.inodes+1)
+	t.inodes = make([]*inode, 1, p.inodes+1)
 	t.names = make([]Dirent, 0, p.names)
-	t.inodes[0].attr = implied
+	t.inodes[0] = &inode{attr: implied}
 	queue := []place{{prefix: &p.root}}
 	for len(queue) > 0 {
 		dir := queue[0]
@@ -129,7 +129,7 @@ func (p *packer) number() {
 		} else {
 			queue = p.numberPart(queue, dir)
 		}
-		in := &t.inodes[dir.to]
+		in := t.inodes[dir.to]
 		in.first, in.count = uint32(first), uint32(len(t.names)-first)
 	}
 }
@@ -147,9 +147,9 @@ func (p *packer) numberPrefix(queue []place, dir place) []place {
 		to := Ino(len(t.inodes))
 		in := inode{attr: implied}
 		if child.part >= 0 {
-			in = p.parts[child.part].Tree.inodes[0]
+			in = *p.parts[child.part].Tree.inodes[0]
 		}
-		t.inodes = append(t.inodes, in)
+		t.inodes = append(t.inodes, &in)
 		t.names = append(t.names, Dirent{strings.Clone(name), to, Dir})
 		queue = append(queue, place{prefix: child, to: to})
 	}
@@ -163,11 +163,11 @@ func (p *packer) numberPart(queue []place, dir place) []place {
 	for d := range part.Children(dir.from) {
 		if moved[d.Ino] == 0 {
 			moved[d.Ino] = Ino(len(t.inodes))
-			in := part.inodes[d.Ino]
+			in := *part.inodes[d.Ino]
 			if in.attr.Content.Layer >= 0 {
 				in.attr.Content.Layer += p.layers[dir.part]
 			}
-			t.inodes = append(t.inodes, in)
+			t.inodes = append(t.inodes, &in)
 			if d.Type == Dir {
 				queue = append(queue, place{part: dir.part, from: d.Ino, to: moved[d.Ino]})
 			}

@@ -23,9 +23,12 @@ func Shift(t *Tree, n uint32) (*Tree, error) {
 		return t, nil
 	}
 	s := *t
-	s.inodes = slices.Clone(t.inodes)
-	for i := range s.inodes {
-		if err := s.inodes[i].shift(n); err != nil {
+	all := make([]inode, len(t.inodes))
+	s.inodes = make([]*inode, len(all))
+	for i := range all {
+		all[i] = *t.inodes[i]
+		s.inodes[i] = &all[i]
+		if err := all[i].shift(n); err != nil {
 			return nil, fmt.Errorf("shifting the ids of %.4096q by %d: %w", t.path(Ino(i)), n, err)
 		}
 	}

@@ -41,7 +41,7 @@ type Dirent struct {
 
 // Tree is a frozen directory tree. It may be read concurrently.
 type Tree struct {
-	inodes []inode
+	inodes []*inode // those that a Builder made: a tree this large is not copied
 	names  []Dirent // a directory's are together
 	layers int
 
@@ -63,12 +63,12 @@ func (b *Builder) Build() (*Tree, error) {
 	b.err = errors.New("the tree was built already")
 	names := b.names()
 	t := &Tree{
-		inodes: make([]inode, 0, min(b.nodes, names+1)), names: make([]Dirent, 0, names), layers: int(b.layer) + 1,
+		inodes: make([]*inode, 0, min(b.nodes, names+1)), names: make([]Dirent, 0, names), layers: int(b.layer) + 1,
 		ambiguous: b.ambiguous, ambiguities: b.ambiguities,
 	}
 	number := func(n *node) {
 		n.number = Ino(len(t.inodes))
-		t.inodes = append(t.inodes, inode{attr: n.attr, xattrs: n.xattrs})
+		t.inodes = append(t.inodes, &n.inode)
 	}
 	number(b.root)
 	queue := []*node{b.root}
@@ -94,12 +94,11 @@ func (b *Builder) Build() (*Tree, error) {
 			if n.attr.Type == Dir {
 				subdirs++
 			} else {
-				t.inodes[n.number].attr.Nlink++
+				n.attr.Nlink++
 			}
 		}
-		dir.children = nil
-		in := &t.inodes[dir.number]
-		in.first, in.count, in.attr.Nlink = uint32(first), uint32(len(ds)), 2+subdirs
+		dir.dirState = nil
+		dir.first, dir.count, dir.attr.Nlink = uint32(first), uint32(len(ds)), 2+subdirs
 	}
 	b.root, b.marked = nil, nil
 	return t, nil

@@ -6,7 +6,13 @@
 //	POST   /v1/images/KEY/need    NeedRequest -> 204 when these bytes are present
 //	GET    /v1/images/KEY/wait    lines of Message, until the image is sealed
 //	POST   /v1/images/KEY/fsck    FsckRequest -> lines of Message, the last one with fsck or error
+//	POST   /v1/images/KEY/replay  ReplayRequest -> 204 at once
+//	POST   /v1/images/KEY/reads   ReadsRequest -> 204
 //	DELETE /v1/images/KEY         409 while it is leased
+//	GET    /v1/profiles           []ProfileSummary
+//	PUT    /v1/profiles           a profile -> 204
+//	GET    /v1/profiles/ID        a profile
+//	DELETE /v1/profiles/ID        204
 //	GET    /v1/status             Status
 //	POST   /v1/stop               204, then the daemon ends
 //
@@ -38,6 +44,11 @@ type OpenRequest struct {
 	// MaxSize (bytes) and MaxEntries bound what is read of a layer; 0 is the default.
 	MaxSize    int64 `json:"maxSize,omitempty"`
 	MaxEntries int   `json:"maxEntries,omitempty"`
+	// Profile, if it isn't nil, names a profile to look for beside an image that the cache hasn't got, while its layers are read. A replay
+	// may follow, so the image isn't filled before it is leased.
+	Profile *string `json:"profile,omitempty"`
+	// Offline asks no registry: lazy.OpenOptions.
+	Offline bool `json:"offline,omitempty"`
 	// Auth are the credentials for the reference's registry. The daemon keeps them in memory only.
 	Auth *authn.AuthConfig `json:"auth,omitempty"`
 }
@@ -76,20 +87,21 @@ type NeedRequest struct {
 
 // ImageStatus is what is known of an image.
 type ImageStatus struct {
-	Key      store.Key     `json:"key"`
-	Refs     []string      `json:"refs"`
-	Manifest string        `json:"manifest"`
-	State    store.State   `json:"state"`
-	Filling  bool          `json:"filling"`
-	Size     int64         `json:"size"`
-	Present  int64         `json:"present"`
-	Fetched  int64         `json:"fetched"` // compressed bytes fetched by chunk since the daemon started
-	Inodes   int64         `json:"inodes"`
-	Root     string        `json:"root,omitempty"`
-	Created  time.Time     `json:"created"`
-	Layers   []LayerStatus `json:"layers"`
-	Users    []string      `json:"users"`
-	Error    string        `json:"error,omitempty"`
+	Key       store.Key     `json:"key"`
+	Refs      []string      `json:"refs"`
+	Manifest  string        `json:"manifest"`
+	State     store.State   `json:"state"`
+	Filling   bool          `json:"filling"`
+	Replaying bool          `json:"replaying,omitempty"` // a profile
+	Size      int64         `json:"size"`
+	Present   int64         `json:"present"`
+	Fetched   int64         `json:"fetched"` // compressed bytes fetched by chunk since the daemon started
+	Inodes    int64         `json:"inodes"`
+	Root      string        `json:"root,omitempty"`
+	Created   time.Time     `json:"created"`
+	Layers    []LayerStatus `json:"layers"`
+	Users     []string      `json:"users"`
+	Error     string        `json:"error,omitempty"`
 }
 
 // LayerStatus is a layer of an image, bottom first. Visible and Present are known of an image that isn't sealed.
@@ -146,6 +158,8 @@ func toError(err error) *Error {
 		e.Hint = "without --strict the image is opened, with this decided as the OCI image-spec has it"
 	case errors.Is(err, layer.ErrLimit):
 		e.Hint = "--max-size and --max-entries set other limits"
+	case errors.Is(err, lazy.ErrOffline):
+		e.Hint = "with a network, `pexfs wait` completes an image that was opened"
 	case errors.Is(err, store.ErrNotCached):
 		e.Code = CodeNotCached
 	case errors.Is(err, registry.ErrUnauthorized):

@@ -9,11 +9,13 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"time"
 
 	"github.com/pexfs/pex/lazy"
+	"github.com/pexfs/pex/lazy/profile"
 	"github.com/pexfs/pex/lazy/ref"
 	"github.com/pexfs/pex/lazy/registry"
 	"github.com/pexfs/pex/lazy/store"
@@ -35,6 +37,7 @@ type server struct {
 	stop      context.CancelFunc
 	work      sync.WaitGroup    // fillers
 	transport http.RoundTripper // shared by all registries: one pool of connections
+	found     findings
 
 	mu      sync.Mutex
 	leases  map[store.Key]map[*lease]bool
@@ -44,6 +47,9 @@ type server struct {
 }
 
 type lease struct{ who string }
+
+// gcPercent is how much garbage the daemon has beside what is in use, in percent of that (runtime/debug.SetGCPercent).
+const gcPercent = 40
 
 // Run serves until ctx ends, a client stops it, or it has been idle for long enough. The error wraps store.ErrLocked where the
 // folder has a daemon already.
@@ -70,6 +76,9 @@ func Run(ctx context.Context, c Config) error {
 	}
 	if err := os.Chmod(sock, 0o600); err != nil {
 		return errors.Join(err, l.Close())
+	}
+	if os.Getenv("GOGC") == "" { // an opening makes much garbage for a moment: it is cheaper to collect than to have
+		defer debug.SetGCPercent(debug.SetGCPercent(gcPercent))
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -136,7 +145,13 @@ func (s *server) routes() http.Handler {
 	mux.HandleFunc("POST /v1/images/{key}/need", s.need)
 	mux.HandleFunc("GET /v1/images/{key}/wait", s.wait)
 	mux.HandleFunc("POST /v1/images/{key}/fsck", s.fsck)
+	mux.HandleFunc("POST /v1/images/{key}/replay", s.replay)
+	mux.HandleFunc("POST /v1/images/{key}/reads", s.reads)
 	mux.HandleFunc("DELETE /v1/images/{key}", s.remove)
+	mux.HandleFunc("GET /v1/profiles", s.listProfiles)
+	mux.HandleFunc("PUT /v1/profiles", s.putProfile)
+	mux.HandleFunc("GET /v1/profiles/{id}", s.getProfile)
+	mux.HandleFunc("DELETE /v1/profiles/{id}", s.removeProfile)
 	mux.HandleFunc("GET /v1/status", s.status)
 	mux.HandleFunc("POST /v1/stop", func(w http.ResponseWriter, r *http.Request) {
 		w.WriteHeader(http.StatusNoContent)
@@ -145,7 +160,7 @@ func (s *server) routes() http.Handler {
 	})
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		defer s.enter()()
-		r.Body = http.MaxBytesReader(w, r.Body, 1<<20)
+		r.Body = http.MaxBytesReader(w, r.Body, profile.MaxSize)
 		mux.ServeHTTP(w, r)
 	})
 }
@@ -211,9 +226,18 @@ func (s *server) openImage(ctx context.Context, req OpenRequest, out *lines) (*O
 			return nil, err
 		}
 	}
-	repo, err := OpenRepo(ctx, name, req.Auth, req.Insecure, s.transport)
-	if err != nil {
-		return nil, err
+	var repo lazy.Repo
+	if !req.Offline {
+		if repo, err = OpenRepo(ctx, name, req.Auth, req.Insecure, s.transport); err != nil {
+			return nil, err
+		}
+	}
+	made := false
+	cold := func(manifest string) {
+		made = true
+		if req.Profile != nil {
+			s.find(repo, manifest, *req.Profile)
+		}
 	}
 	op := &Opening{Ref: name.String()}
 	s.mu.Lock()
@@ -225,7 +249,7 @@ func (s *server) openImage(ctx context.Context, req OpenRequest, out *lines) (*O
 		s.mu.Unlock()
 	}()
 	var last time.Time
-	o, err := s.cache.Open(ctx, name, repo, lazy.OpenOptions{Platform: p, Strict: req.Strict, Verify: req.Verify, MaxSize: req.MaxSize, MaxEntries: req.MaxEntries, Progress: func(e lazy.Event) {
+	o, err := s.cache.Open(ctx, name, repo, lazy.OpenOptions{Cold: cold, Platform: p, Strict: req.Strict, Verify: req.Verify, Offline: req.Offline, MaxSize: req.MaxSize, MaxEntries: req.MaxEntries, Progress: func(e lazy.Event) {
 		s.mu.Lock()
 		same := op.Event.Stage == e.Stage && time.Since(last) < 100*time.Millisecond
 		op.Event = e
@@ -237,10 +261,13 @@ func (s *server) openImage(ctx context.Context, req OpenRequest, out *lines) (*O
 			out.send(Message{Event: &e})
 		}
 	}})
+	if made { // what that took is of no more use, and a filler needs little
+		s.work.Go(debug.FreeOSMemory)
+	}
 	if err != nil {
 		return nil, err
 	}
-	if req.Fill {
+	if req.Fill && req.Profile == nil { // else it begins with the lease, behind what a profile names
 		s.fill(o.Image)
 	}
 	return &Opened{Key: o.Image.Info().Key, Ref: name.String(), Manifest: o.Manifest, Config: o.Config, Dir: o.Image.Dir(), State: o.Image.State()}, nil
@@ -442,7 +469,7 @@ func (s *server) imageStatus(info store.Info, refs []store.Ref) ImageStatus {
 		st.Present = st.Size
 	}
 	if im != nil {
-		st.State, st.Present, st.Fetched, st.Filling = im.State(), im.Present(), im.Fetched(), im.Filling()
+		st.State, st.Present, st.Fetched, st.Filling, st.Replaying = im.State(), im.Present(), im.Fetched(), im.Filling(), im.Replaying()
 		for i, p := range im.Layers() {
 			st.Layers[i].Visible, st.Layers[i].Present = p.Visible, p.Present
 		}

@@ -13,26 +13,32 @@ import (
 
 const flags = unix.MS_RDONLY | unix.MS_NOSUID | unix.MS_NODEV
 
-// Mount mounts the image file on dir, read-only, nosuid and nodev. The kernel trusts an image's metadata more than it should: the caller
-// has checked it and knows that nobody can change it. Only root may.
-func Mount(file *os.File, dir string) error {
-	if os.Geteuid() != 0 {
-		return fmt.Errorf("mounting %s by the kernel: %w", file.Name(), unix.EPERM)
-	}
-	// what was checked, whatever has its name now
-	err := unix.Mount(fmt.Sprintf("/proc/self/fd/%d", file.Fd()), dir, "erofs", flags, "")
-	if err == nil {
-		return nil
-	}
-	if !errors.Is(err, unix.ENOTBLK) && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.EOPNOTSUPP) {
-		return fmt.Errorf("mounting %s by the kernel: %w", file.Name(), err)
+// Mount mounts the image file on dir, read-only, nosuid and nodev; source is what /proc/mounts shows as the mount's source, if it can be
+// shown. The kernel trusts an image's metadata more than it should: the caller has checked it and knows that nobody can change it. Only
+// root may. Everybody may enter the mount, with the image's permissions.
+func Mount(file *os.File, dir, source string) error {
+	err := MountFile(file, dir, source)
+	if err == nil || !errors.Is(err, unix.ENOTBLK) && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.EOPNOTSUPP) {
+		return err
 	}
 	dev, err := loop(file)
 	if err != nil {
 		return fmt.Errorf("mounting %s by the kernel: %w", file.Name(), err)
 	}
 	defer dev.Close() // the mount holds the device from then on
-	if err := unix.Mount(dev.Name(), dir, "erofs", flags, ""); err != nil {
+	if err := mount(dev.Name(), dir, source); err != nil {
+		return fmt.Errorf("mounting %s by the kernel: %w", file.Name(), err)
+	}
+	return nil
+}
+
+// MountFile is Mount without loop devices. The error wraps ENOTBLK where the kernel can't.
+func MountFile(file *os.File, dir, source string) error {
+	if os.Geteuid() != 0 {
+		return fmt.Errorf("mounting %s by the kernel: %w", file.Name(), unix.EPERM)
+	}
+	// what was checked, whatever has its name now
+	if err := mount(fmt.Sprintf("/proc/self/fd/%d", file.Fd()), dir, source); err != nil {
 		return fmt.Errorf("mounting %s by the kernel: %w", file.Name(), err)
 	}
 	return nil

@@ -16,6 +16,7 @@ import (
 
 	"github.com/pexfs/pex/cmd/internal/daemon"
 	"github.com/pexfs/pex/erofs"
+	"github.com/pexfs/pex/lazy/profile"
 	"github.com/pexfs/pex/lazy/store"
 )
 
@@ -31,6 +32,10 @@ type Image struct {
 
 	cancel context.CancelFunc
 	leased sync.WaitGroup
+
+	reads    *profile.Recorder // nil: nothing is noted
+	endReads context.CancelFunc
+	recorded sync.WaitGroup
 }
 
 // Options of an attachment.
@@ -40,6 +45,8 @@ type Options struct {
 
 	// Proven says that the reader compares all that it reads with the Merkle root itself, so that no block need be sampled.
 	Proven bool
+
+	Record *Record // nil: what is read makes no profile
 }
 
 // sampled is how many blocks of a sealed image are compared with its Merkle root when it is opened.
@@ -74,6 +81,9 @@ func Attach(ctx context.Context, c *daemon.Client, o *daemon.Opened, opt Options
 			err = damaged{err, o.Ref}
 		}
 		return nil, err
+	}
+	if opt.Record != nil {
+		im.startRecording(lctx, *opt.Record)
 	}
 	im.leased.Go(func() { im.keepLease(lctx, lease) })
 	return im, nil
@@ -157,6 +167,7 @@ func (im *Image) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 	if off < 0 || off > im.Size()-n {
 		return 0, io.EOF
 	}
+	im.reads.Touch(off, n)
 	if !im.v.Has(off, n) {
 		if err := im.need(ctx, off, n); err != nil {
 			return 0, err
@@ -170,6 +181,7 @@ func (im *Image) ReadFd(off int64, n int) (fd uintptr, fdOff int64, ok bool) {
 	if n <= 0 || off < 0 || off > im.Size()-int64(n) || !im.v.Has(off, int64(n)) {
 		return 0, 0, false
 	}
+	im.reads.Touch(off, int64(n))
 	return im.v.File().Fd(), off, true
 }
 
@@ -225,6 +237,10 @@ func (im *Image) keepLease(ctx context.Context, lease io.ReadCloser) {
 
 // Close gives up the lease and closes the image. No other method may be running.
 func (im *Image) Close() error {
+	if im.reads != nil {
+		im.endReads()
+		im.recorded.Wait() // the lease still holds the image
+	}
 	im.cancel()
 	im.leased.Wait()
 	return errors.Join(unix.Munmap(im.mapped), im.v.Close())
