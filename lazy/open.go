@@ -14,6 +14,7 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 
+	"github.com/pexfs/pex/lazy/blob"
 	"github.com/pexfs/pex/lazy/layer"
 	"github.com/pexfs/pex/lazy/ref"
 	"github.com/pexfs/pex/lazy/store"
@@ -258,6 +259,9 @@ func (c *Cache) config(ctx context.Context, repo Repo, d v1.Descriptor) ([]byte,
 	b, err := repo.Manifest(ctx, d)
 	if err != nil {
 		return nil, err
+	}
+	if got := sha256.Sum256(b); hex.EncodeToString(got[:]) != d.Digest.Hex {
+		return nil, fmt.Errorf("%w: the config is sha256:%x, the manifest says %s", blob.ErrDigestMismatch, got, d.Digest)
 	}
 	_, err = c.st.PutBlob(b)
 	return b, err

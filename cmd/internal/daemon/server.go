@@ -181,12 +181,19 @@ func readBody(r *http.Request, v any) error {
 	return nil
 }
 
-// lines writes messages, each flushed.
+// lines writes messages, each flushed. Work that several requests share goes on telling the one that began it, so it may outlive that one's
+// handler: end it with the handler, and what comes afterwards is dropped.
 type lines struct {
-	mu  sync.Mutex
-	w   http.ResponseWriter
-	enc *json.Encoder
+	mu    sync.Mutex
+	w     http.ResponseWriter
+	enc   *json.Encoder
+	ended bool
 }
+
+// sendWait bounds how long a watcher who doesn't read may hold up the work.
+const sendWait = 10 * time.Second
+
+var errEnded = errors.New("the request is over")
 
 func newLines(w http.ResponseWriter) *lines {
 	w.Header().Set("Content-Type", "application/x-ndjson")
@@ -196,7 +203,22 @@ func newLines(w http.ResponseWriter) *lines {
 func (l *lines) send(m Message) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return errors.Join(l.enc.Encode(m), http.NewResponseController(l.w).Flush())
+	if l.ended {
+		return errEnded
+	}
+	c := http.NewResponseController(l.w)
+	_ = c.SetWriteDeadline(time.Now().Add(sendWait)) // without it a write may take longer, that is all
+	err := errors.Join(l.enc.Encode(m), c.Flush())
+	_ = c.SetWriteDeadline(time.Time{})
+	l.ended = err != nil
+	return err
+}
+
+// end is called before the handler returns.
+func (l *lines) end() {
+	l.mu.Lock()
+	l.ended = true
+	l.mu.Unlock()
 }
 
 func (s *server) open(w http.ResponseWriter, r *http.Request) {
@@ -206,6 +228,7 @@ func (s *server) open(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	out := newLines(w)
+	defer out.end()
 	o, err := s.openImage(r.Context(), req, out)
 	if err != nil {
 		s.log.Warn("open", "ref", req.Ref, "err", err)
@@ -367,6 +390,7 @@ func (s *server) wait(w http.ResponseWriter, r *http.Request) {
 	}
 	im.ResetErr() // it may be mended now
 	out := newLines(w)
+	defer out.end()
 	t := time.NewTicker(200 * time.Millisecond)
 	defer t.Stop()
 	for {
@@ -405,6 +429,7 @@ func (s *server) fsck(w http.ResponseWriter, r *http.Request) {
 	}
 	key := store.Key(r.PathValue("key"))
 	out := newLines(w)
+	defer out.end()
 	var last time.Time
 	rep, err := s.cache.Fsck(r.Context(), key, repo, req.Heal, func(e lazy.Event) {
 		if time.Since(last) > 100*time.Millisecond {
