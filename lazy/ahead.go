@@ -11,8 +11,8 @@ import (
 // after the other, and a round trip costs as much as hundreds of kilobytes. The reader doesn't wait for these. All sizes are
 // of compressed bytes.
 const (
-	aheadMin   = 256 << 10 // for one who comes from elsewhere; doubled each time he goes on where the last fetch has ended,
-	aheadMax   = 2 << 20   // up to this
+	aheadMin   = 512 << 10 // for one who comes from elsewhere: about what a line of 200 Mbit/s carries in a round trip of 20 ms
+	aheadMax   = 2 << 20   // doubled up to this each time he goes on near to where a fetch of his has ended: at most this far away
 	aheadLook  = 4096      // chunks that are looked at
 	aheadWalks = 16        // walks that are remembered of an image
 )
@@ -29,7 +29,12 @@ type walks []walk
 // step gives the number of bytes to fetch behind end for a reader of [start, end).
 func (w *walks) step(layer uint32, start, end int64) int64 {
 	window := int64(aheadMin)
-	i := slices.IndexFunc(*w, func(o walk) bool { return o.layer == layer && o.end <= start+fetchGap && start <= o.end+fetchGap })
+	i := len(*w) - 1
+	for ; i >= 0; i-- {
+		if o := (*w)[i]; o.layer == layer && o.end <= start+aheadMax && start <= o.end+aheadMax {
+			break
+		}
+	}
 	if i >= 0 {
 		window = min(2*(*w)[i].window, aheadMax)
 	} else if i = 0; len(*w) < aheadWalks {

@@ -22,8 +22,9 @@ func TestWalks(t *testing.T) {
 		steps []step
 	}{
 		{"one who goes on", []step{{0, 0, k, 200 * k, aheadMin}, {0, 210 * k, 211 * k, 700 * k, 2 * aheadMin}, {0, 700 * k, 701 * k, 701 * k, 4 * aheadMin}, {0, 701 * k, 702 * k, 0, aheadMax}, {0, 702 * k, 703 * k, 0, aheadMax}}},
-		{"one who jumps", []step{{0, 0, k, 200 * k, aheadMin}, {0, 500 * k, 501 * k, 501 * k, aheadMin}, {0, 0, k, k, aheadMin}}},
-		{"two at once", []step{{0, 0, k, k, aheadMin}, {0, 900 * k, 901 * k, 901 * k, aheadMin}, {0, k, 2 * k, 2 * k, 2 * aheadMin}, {0, 901 * k, 902 * k, 902 * k, 2 * aheadMin}}},
+		{"one who hops about", []step{{0, 3000 * k, 3001 * k, 3200 * k, aheadMin}, {0, 5000 * k, 5001 * k, 5100 * k, 2 * aheadMin}, {0, 4000 * k, 4001 * k, 4001 * k, aheadMax}}},
+		{"one who jumps", []step{{0, 0, k, 200 * k, aheadMin}, {0, 5000 * k, 5001 * k, 5001 * k, aheadMin}, {0, 0, k, k, 2 * aheadMin}, {0, 9000 * k, 9001 * k, k, aheadMin}}},
+		{"two at once", []step{{0, 0, k, k, aheadMin}, {0, 9000 * k, 9001 * k, 9001 * k, aheadMin}, {0, k, 2 * k, 2 * k, 2 * aheadMin}, {0, 9001 * k, 9002 * k, 9002 * k, 2 * aheadMin}}},
 		{"another layer", []step{{0, 0, k, k, aheadMin}, {1, k, 2 * k, 2 * k, aheadMin}}},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -4,38 +4,11 @@ import (
 	"context"
 	"math/rand/v2"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/pexfs/pex/lazy/blob"
 	"github.com/pexfs/pex/lazy/store"
 )
-
-const (
-	fillers      = 4 // fetches under way for one image's filler
-	fillStep     = 10 * time.Millisecond
-	fillQuiet    = 300 * time.Millisecond // after a reader has waited: he will come again
-	fillPatience = 10 * time.Second       // with readers, before one fetch
-)
-
-// readers counts those who wait for the network. A program that has read something reads on soon, and a link that the filler has filled
-// makes it wait.
-type readers struct {
-	n    atomic.Int64
-	last atomic.Int64 // when the last one left, in nanoseconds
-}
-
-func (r *readers) enter() { r.n.Add(1) }
-
-func (r *readers) leave() {
-	r.last.Store(time.Now().UnixNano())
-	r.n.Add(-1)
-}
-
-// busy tells whether one waits, or has just waited.
-func (r *readers) busy() bool {
-	return r.n.Load() > 0 || time.Duration(time.Now().UnixNano()-r.last.Load()) < fillQuiet
-}
 
 // Fill fetches all that is missing, behind the readers, and seals the image. It goes on through faults of the network,
 // waiting longer from one to the next, until ctx ends; it gives up on bytes that are wrong, on a registry that refuses, and on a disk
@@ -77,11 +50,12 @@ func (im *Image) fill(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	runs := make(chan run)
+	p := newPace(&im.c.readers)
 	var wg sync.WaitGroup
 	for range fillers {
 		wg.Go(func() {
 			for r := range runs {
-				if err := im.fillRun(ctx, r); err != nil {
+				if err := im.fillRun(ctx, r, p); err != nil {
 					cancel(err)
 				}
 			}
@@ -89,7 +63,7 @@ func (im *Image) fill(ctx context.Context) error {
 	}
 	var pairs []int
 	send := func() bool {
-		rs := im.runs(pairs, fetchMax)
+		rs := im.runs(pairs, fillSize)
 		pairs = nil
 		for _, r := range rs {
 			select {
@@ -122,14 +96,13 @@ func (im *Image) fill(ctx context.Context) error {
 }
 
 // fillRun fetches one run once no reader waits, and again after a fault that may pass.
-func (im *Image) fillRun(ctx context.Context, r run) error {
+func (im *Image) fillRun(ctx context.Context, r run, p *pace) error {
 	for wait := time.Second; ; wait = min(2*wait, time.Minute) {
-		for yielded := time.Duration(0); im.c.readers.busy() && yielded < fillPatience; yielded += fillStep {
-			if err := sleep(ctx, fillStep); err != nil {
-				return err
-			}
+		if err := p.take(ctx); err != nil {
+			return err
 		}
 		err := im.fetch(ctx, r)
+		p.give()
 		if err == nil || ctx.Err() != nil || !blob.Temporary(err) {
 			return err
 		}
