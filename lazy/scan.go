@@ -200,7 +200,7 @@ func (c *Cache) stream(ctx context.Context, src blob.Source, d v1.Descriptor, di
 			sp.Discard()
 		}
 	}()
-	r, err := src.Fetch(ctx, 0, d.Size)
+	r, err := blob.Parallel(src).Fetch(ctx, 0, d.Size)
 	if err != nil {
 		return nil, err
 	}

@@ -9,6 +9,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/pexfs/pex/lazy/blob"
 	"github.com/pexfs/pex/lazy/layer"
 	"github.com/pexfs/pex/lazy/store"
 )
@@ -111,7 +112,7 @@ func (c *Cache) verifyLayer(ctx context.Context, s claim, name string, lim layer
 		return err
 	}
 	b = nil
-	r, err := s.repo.Blob(s.d).Fetch(ctx, 0, s.d.Size)
+	r, err := blob.Parallel(s.repo.Blob(s.d)).Fetch(ctx, 0, s.d.Size)
 	if err != nil {
 		return err
 	}
