@@ -71,29 +71,33 @@ func readGzipTOC(ctx context.Context, src blob.Source, want string, lim Limits) 
 		return nil, err
 	}
 	off, foot, ok := parseFooter(tail)
-	var head []byte
+	compressed := size - off - foot
+	var head io.Reader = strings.NewReader("")
 	switch start := size - n; {
 	case !ok:
 		return nil, noTOC("the blob has no eStargz footer")
-	case off >= size-foot:
+	case compressed <= 0:
 		return nil, fmt.Errorf("reading TOC: the footer says that it is at %d of %d", off, size)
 	case off < start:
-		if err := boundTOC(size-off-foot, lim); err != nil {
+		if err := boundTOC(compressed, lim); err != nil {
 			return nil, err
 		}
-		if head, err = fetch(ctx, src, off, start-off); err != nil {
-			return nil, err
+		r, err := src.Fetch(ctx, off, start-off) // parsed as it comes
+		if err != nil {
+			return nil, fmt.Errorf("fetching TOC: bytes %d to %d: %w", off, start, err)
 		}
+		defer r.Close()
+		head = r
 	default:
 		tail = tail[off-start:]
 	}
 	tail = tail[:int64(len(tail))-foot]
-	json, length, err := untarTOC(io.MultiReader(bytes.NewReader(head), bytes.NewReader(tail)), lim)
+	json, length, err := untarTOC(io.MultiReader(head, bytes.NewReader(tail)), lim)
 	if err != nil {
 		return nil, fmt.Errorf("inflating TOC at %d: %w", off, err)
 	}
 	sum := sha256.New()
-	ix, err, rerr := parseWhole(io.TeeReader(json, sum), likelySize(length, len(head)+len(tail)), off, Gzip, lim)
+	ix, err, rerr := parseWhole(io.TeeReader(json, sum), likelySize(length, min(compressed, 4<<20)), off, Gzip, lim)
 	if rerr != nil {
 		return nil, fmt.Errorf("inflating TOC at %d: %w", off, rerr)
 	}
@@ -174,7 +178,7 @@ func readZstdTOC(ctx context.Context, src blob.Source, position, checksum string
 		return nil, fmt.Errorf("inflating TOC at %d: %w", off, err)
 	}
 	defer json.Close()
-	ix, err, rerr := parseWhole(json, likelySize(ulen, len(b)), off-skippableHeader, Zstd, lim)
+	ix, err, rerr := parseWhole(json, likelySize(ulen, int64(len(b))), off-skippableHeader, Zstd, lim)
 	if rerr != nil {
 		return nil, fmt.Errorf("inflating TOC at %d: %w", off, rerr)
 	}
@@ -249,9 +253,9 @@ func fetch(ctx context.Context, src blob.Source, off, n int64) ([]byte, error) {
 }
 
 // likelySize is how many bytes to take memory for where compressed bytes are said to inflate to size.
-func likelySize(size int64, compressed int) int64 {
+func likelySize(size, compressed int64) int64 {
 	const usual = 12 // times; TOCs have been seen to shrink to an eighth
-	return min(size, int64(compressed)*usual)
+	return min(size, compressed*usual)
 }
 
 // readGrowing reads size bytes. It takes the memory for likely bytes at once, and more only for what was read.
