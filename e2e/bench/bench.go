@@ -28,10 +28,11 @@ type bench struct {
 	links    map[string]*link
 	registry *exec.Cmd
 	lock     *os.File // held until this process ends
+	began    time.Time
 }
 
 func newBench(o options) (*bench, error) {
-	b := &bench{options: o, dir: filepath.Join(o.build, "bench"), links: map[string]*link{}}
+	b := &bench{options: o, began: time.Now(), dir: filepath.Join(o.build, "bench"), links: map[string]*link{}}
 	b.work = filepath.Join(b.dir, "run")
 	return b, os.Setenv("PATH", filepath.Join(o.build, "bin")+":"+filepath.Join(b.dir, "bin")+":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
 }

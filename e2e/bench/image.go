@@ -21,6 +21,7 @@ import (
 type image struct {
 	name          string
 	gzip, estargz string // layouts with one image each
+	digest        string // of the eStargz form's manifest, in hex
 	size          int64  // compressed layers as gzip, in bytes
 	workloads     []workload
 }
@@ -86,6 +87,15 @@ func findImages(o options) ([]*image, error) {
 		for _, l := range m.Layers {
 			im.size += l.Size
 		}
+		lazy, err := readLayout(im.estargz)
+		if err != nil {
+			return nil, err
+		}
+		d, err := lazy.Digest()
+		if err != nil {
+			return nil, err
+		}
+		im.digest = d.Hex
 		all = append(all, im)
 	}
 	return all, nil

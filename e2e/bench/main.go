@@ -32,6 +32,7 @@ type options struct {
 	runs   int
 	limit  time.Duration
 	out    string // the JSON document
+	tables string // the same for people, or ""
 	list   bool
 }
 
@@ -71,6 +72,7 @@ func parse(args []string) (options, error) {
 	f.IntVar(&o.runs, "runs", 5, "how often each way of a row is run; rows of warm reads 11 times at least")
 	f.DurationVar(&o.limit, "time", 30*time.Minute, "end after this long, and say what was left out")
 	f.StringVar(&o.out, "json", "", "where the results go as JSON (default BUILD/bench/result.json)")
+	f.StringVar(&o.tables, "markdown", "", "write the results to this `file` as Markdown, too")
 	f.BoolVar(&o.list, "list", false, "print the names of the rows and end")
 	if err := f.Parse(args); err != nil {
 		return o, err
@@ -88,7 +90,7 @@ func parse(args []string) (options, error) {
 	if o.only, err = regexp.Compile(*only); err != nil {
 		return o, fmt.Errorf("reading -only: %w", err)
 	}
-	for _, p := range []*string{&o.build, &o.images, &o.table} {
+	for _, p := range []*string{&o.build, &o.images, &o.table, &o.tables} {
 		if *p != "" {
 			if *p, err = filepath.Abs(*p); err != nil {
 				return o, err
@@ -138,7 +140,7 @@ func measure(ctx context.Context, o options) (err error) {
 	defer func() { err = errors.Join(err, b.close()) }()
 	for _, r := range rows {
 		doc.add(b.runRow(ctx, r))
-		if err := doc.write(o.out); err != nil {
+		if err := doc.write(o.out, o.tables); err != nil {
 			return err
 		}
 	}

@@ -35,19 +35,10 @@ func (im *image) optimised(w workload) string { return im.name + ":optimised-" +
 // optimise pushes an image as the peer optimises it for a workload: in the layer that shows them, the files that the workload opens come first,
 // in its order, before a landmark up to which the peer fetches at once. What it makes is kept.
 func (b *bench) optimise(ctx context.Context, im *image, w workload) error {
-	base, err := readLayout(im.estargz)
-	if err != nil {
-		return err
-	}
-	digest, err := base.Digest()
-	if err != nil {
-		return err
-	}
-	sum := sha256.Sum256([]byte(w.command))
-	kept := filepath.Join(b.dir, "optimised", fmt.Sprintf("%s-%.12s-%s-%x", im.name, digest.Hex, w.name, sum[:4]))
+	kept := filepath.Join(b.dir, "optimised", im.id(w))
 	if _, err := os.Stat(kept); err != nil {
 		fmt.Printf("  making the image that is optimised for %s\n", w.name)
-		names, err := b.record(ctx, im, w)
+		names, err := b.opens(ctx, im, w)
 		if err != nil {
 			return err
 		}
@@ -58,7 +49,28 @@ func (b *bench) optimise(ctx context.Context, im *image, w workload) error {
 	return b.push(ctx, kept, im.optimised(w))
 }
 
-// record runs a workload and names the files that it opens, without a leading slash, in order.
+// opens names the files that a workload opens, without a leading slash, in order. They are kept for later.
+func (b *bench) opens(ctx context.Context, im *image, w workload) (names []string, err error) {
+	kept := filepath.Join(b.dir, "optimised", im.id(w)+".files")
+	if list, err := os.ReadFile(kept); err == nil {
+		return strings.Split(string(list), "\x00"), nil
+	}
+	if names, err = b.record(ctx, im, w); err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(filepath.Dir(kept), 0o755); err != nil {
+		return nil, err
+	}
+	return names, os.WriteFile(kept, []byte(strings.Join(names, "\x00")), 0o644)
+}
+
+// id names an image and a workload.
+func (im *image) id(w workload) string {
+	sum := sha256.Sum256([]byte(w.command))
+	return fmt.Sprintf("%s-%.12s-%s-%x", im.name, im.digest, w.name, sum[:4])
+}
+
+// record runs a workload and names the files that it opens.
 func (b *bench) record(ctx context.Context, im *image, w workload) (names []string, err error) {
 	l, err := b.link(local)
 	if err != nil {

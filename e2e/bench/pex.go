@@ -45,8 +45,8 @@ func (p *pex) explain(err error) error {
 // ref is an image of the registry, as seen over the link.
 func (p *pex) ref(repo string) string { return p.l.server + ":" + port + "/" + repo }
 
-func (p *pex) mount(ctx context.Context, ref string) error {
-	_, err := p.run(ctx, "mount", "-q", "--insecure", ref, p.dir)
+func (p *pex) mount(ctx context.Context, ref string, flags ...string) error {
+	_, err := p.run(ctx, append([]string{"mount", "-q", "--insecure", ref, p.dir}, flags...)...)
 	return err
 }
 
@@ -96,8 +96,8 @@ func (p *pex) image(ctx context.Context) (file string, inodes int64, err error) 
 	return filepath.Join(p.cache, "images", st.Images[0].Key, "image.erofs"), st.Images[0].Inodes, nil
 }
 
-// cold mounts an image and runs a workload on it.
-func (b *bench) pexCold(repo, command string) func(context.Context, *link) (*sample, error) {
+// pexCold mounts an image and runs a workload on it.
+func (b *bench) pexCold(repo, command string, flags ...string) func(context.Context, *link) (*sample, error) {
 	return func(ctx context.Context, l *link) (*sample, error) {
 		p, err := b.newPex(l)
 		if err != nil {
@@ -107,7 +107,7 @@ func (b *bench) pexCold(repo, command string) func(context.Context, *link) (*sam
 		if err != nil {
 			return nil, err
 		}
-		if err := m.phase("mount", func() error { return p.mount(ctx, p.ref(repo)) }); err != nil {
+		if err := m.phase("mount", func() error { return p.mount(ctx, p.ref(repo), flags...) }); err != nil {
 			return nil, err
 		}
 		if err := m.phase("run", func() error { return inside(ctx, l, p.dir, command) }); err != nil {

@@ -276,15 +276,11 @@ func (res *result) print(w io.Writer) {
 }
 
 func (q ratioResult) String() string {
-	s := fmt.Sprintf("%s: %.3g (%.3g–%.3g)", q.What, q.Value.Median, q.Value.Min, q.Value.Max)
+	s := fmt.Sprintf("%s: %s", q.What, q.Value)
 	if q.Goal == nil {
 		return s
 	}
-	word := "missed"
-	if q.Met {
-		word = "met"
-	}
-	return fmt.Sprintf("%s; goal %.3g: %s", s, *q.Goal, word)
+	return fmt.Sprintf("%s; goal %.3g: %s", s, *q.Goal, q.verdict())
 }
 
 // document is all that was measured, and on what.
@@ -298,7 +294,8 @@ type document struct {
 
 func (d *document) add(r *result) { d.Rows = append(d.Rows, r) }
 
-func (d *document) write(file string) error {
+// write writes the document as JSON, and as Markdown if tables names a file.
+func (d *document) write(file, tables string) error {
 	out, err := json.MarshalIndent(d, "", "  ")
 	if err != nil {
 		return err
@@ -306,7 +303,10 @@ func (d *document) write(file string) error {
 	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
 		return err
 	}
-	return os.WriteFile(file, append(out, '\n'), 0o644)
+	if err := os.WriteFile(file, append(out, '\n'), 0o644); err != nil || tables == "" {
+		return err
+	}
+	return os.WriteFile(tables, d.markdown(), 0o644)
 }
 
 // printSummary prints what was wanted and came of it, and what was left out.
