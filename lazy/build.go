@@ -14,6 +14,21 @@ import (
 // build makes the image of a recipe: scan, merge, lay out, and copy what streamed layers brought.
 func (c *Cache) build(ctx context.Context, r *recipe, tell func(Event)) (*Image, error) {
 	sources := r.sources()
+	if r.first == nil {
+		return c.put(ctx, r, sources, tell)
+	}
+	e := fetchEarly(sources, r.first)
+	im, err := c.put(ctx, r, sources, tell)
+	if err != nil || im.plan == nil {
+		e.end()
+		e.work.Wait()
+		return im, err
+	}
+	im.setEarly(e)
+	return im, nil
+}
+
+func (c *Cache) put(ctx context.Context, r *recipe, sources []source, tell func(Event)) (*Image, error) {
 	defer c.use(sources)()
 	lim := c.limits(r.opts)
 	s := c.newScan(lim, r.opts.Stream, tell)

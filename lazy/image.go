@@ -39,6 +39,7 @@ type Image struct {
 	jobsOf  map[int]*job            // chunks being fetched
 	walks   walks                   // of readers
 	awaited map[int]*run            // of a replay, by chunk; nil: there is none
+	early   *early                  // nil: nothing was fetched early
 	err     error                   // why the filler gave up, for status
 }
 
@@ -301,7 +302,7 @@ func (im *Image) fetchRun(ctx context.Context, r run, j *job) error {
 		}
 	}
 	im.mu.Lock()
-	repo := im.repo
+	repo, early := im.repo, im.early
 	im.mu.Unlock()
 	if repo == nil {
 		return fmt.Errorf("image %s: nobody has said where to fetch it from", im.file.Info.Key)
@@ -316,6 +317,9 @@ func (im *Image) fetchRun(ctx context.Context, r run, j *job) error {
 		start, end = min(start, ch.Start), max(end, ch.End)
 	}
 	src := repo.Blob(v1.Descriptor{Digest: digest, Size: ly.Size, MediaType: types.MediaType(ly.MediaType)})
+	if early != nil {
+		src = early.source(src, ly.Digest)
+	}
 	rd, err := src.Fetch(ctx, start, end-start)
 	if err != nil {
 		return fmt.Errorf("fetching from layer %s: %w", ly.Digest, err)

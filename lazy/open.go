@@ -16,6 +16,7 @@ import (
 
 	"github.com/pexfs/pex/lazy/blob"
 	"github.com/pexfs/pex/lazy/layer"
+	"github.com/pexfs/pex/lazy/profile"
 	"github.com/pexfs/pex/lazy/ref"
 	"github.com/pexfs/pex/lazy/store"
 )
@@ -39,8 +40,9 @@ type OpenOptions struct {
 	MaxEntries int
 	Progress   func(Event) // may be nil; called from several goroutines
 	// Cold, which may be nil, is called before the layers of an image are read that the cache hasn't got, with the manifest's digest
-	// (SHA-256 in hex).
-	Cold func(manifest string)
+	// (SHA-256 in hex). What it returns, unless that is nil, is called in a goroutine of its own and gives a profile that will be replayed,
+	// or nil: the beginning of what it names is fetched while the image is put together.
+	Cold func(manifest string) func(context.Context) *profile.Profile
 }
 
 // limits of layers that this opening reads.
@@ -94,15 +96,16 @@ func (c *Cache) Open(ctx context.Context, r ref.Ref, repo Repo, o OpenOptions) (
 	if o.Offline {
 		return nil, fmt.Errorf("opening %s: %w, and the cache hasn't got it", r, ErrOffline)
 	}
+	var first func(context.Context) *profile.Profile
 	if o.Cold != nil {
-		o.Cold(d.Hex)
+		first = o.Cold(d.Hex)
 	}
 	p, err := newPart(r.String(), repo, d, raw)
 	if err != nil {
 		return nil, err
 	}
 	im, err := c.opening.do(ctx, fmt.Sprint(d.Hex, o.Strict, o.Verify, o.Stream, o.MaxSize, o.MaxEntries), func(ctx context.Context) (*Image, error) {
-		return c.build(ctx, &recipe{parts: []*part{p}, opts: o}, tell)
+		return c.build(ctx, &recipe{parts: []*part{p}, opts: o, first: first}, tell)
 	})
 	if err != nil {
 		return nil, fmt.Errorf("opening %s: %w", r, err)

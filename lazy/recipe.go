@@ -13,6 +13,7 @@ import (
 	"github.com/pexfs/pex/erofs"
 	"github.com/pexfs/pex/lazy/blob"
 	"github.com/pexfs/pex/lazy/layer"
+	"github.com/pexfs/pex/lazy/profile"
 	"github.com/pexfs/pex/lazy/ref"
 	"github.com/pexfs/pex/lazy/store"
 	"github.com/pexfs/pex/lazy/tree"
@@ -23,6 +24,7 @@ type recipe struct {
 	parts []*part
 	shift uint32 // added to every uid and gid
 	opts  OpenOptions
+	first func(context.Context) *profile.Profile // nil: nothing is fetched early
 }
 
 // part is one image of a recipe.

@@ -31,6 +31,13 @@ func (im *Image) Replay(p *profile.Profile) {
 	im.jobs.Go(func() {
 		defer im.c.readers.leave()
 		defer im.replaying.Store(false)
+		im.mu.Lock()
+		early := im.early
+		im.mu.Unlock()
+		if early != nil {
+			early.close()
+			defer im.dropEarly(early)
+		}
 		if err := im.replay(im.ctx, im.profiled(p)); err != nil && !errors.Is(err, context.Canceled) {
 			im.c.log.Info("replaying profile", "image", im.file.Info.Key, "profile", p.Name, "err", err)
 		}

@@ -41,21 +41,10 @@ type piecewise struct {
 	size   int64 // of a piece, but the last
 
 	at, next, end int64 // where the reader is, where the next piece begins, where the range ends
-	queue         []*piece
+	queue         []*Held
 	fetches       sync.WaitGroup
 	whole         io.ReadCloser // instead of pieces, where there are none to be had
 	err           error
-}
-
-// piece is a part of the range that is being fetched.
-type piece struct {
-	read int // bytes; the reader's own
-
-	mu   sync.Mutex // guards what follows; what is before have doesn't change
-	came sync.Cond
-	buf  []byte
-	have int
-	err  error // why no more will come
 }
 
 // start begins to fetch the next piece, if there is one left, into buf, if that is large enough.
@@ -64,53 +53,10 @@ func (r *piecewise) start(buf []byte) {
 	if n == 0 {
 		return
 	}
-	if int64(cap(buf)) < n {
-		buf = make([]byte, n)
-	}
-	p := &piece{buf: buf[:n]}
-	p.came.L = &p.mu
-	off := r.next
+	p := NewHeld(r.next, n, buf)
 	r.next += n
 	r.queue = append(r.queue, p)
-	r.fetches.Go(func() { p.fetch(r.ctx, r.src, off) })
-}
-
-func (p *piece) fetch(ctx context.Context, src Source, off int64) {
-	rc, err := src.Fetch(ctx, off, int64(len(p.buf)))
-	if err != nil {
-		p.add(0, err)
-		return
-	}
-	for have := 0; have < len(p.buf) && err == nil; {
-		var n int
-		if n, err = rc.Read(p.buf[have:]); err == io.EOF && have+n < len(p.buf) {
-			err = io.ErrUnexpectedEOF
-		}
-		have += n
-		p.add(n, err)
-	}
-	_ = rc.Close() // all is read, or an error is known
-}
-
-func (p *piece) add(n int, err error) {
-	p.mu.Lock()
-	p.have += n
-	p.err = err
-	p.mu.Unlock()
-	p.came.Signal()
-}
-
-// wait gives what has come and the reader hasn't had, or why nothing comes.
-func (p *piece) wait() ([]byte, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for p.have == p.read && p.err == nil {
-		p.came.Wait()
-	}
-	if p.have > p.read {
-		return p.buf[p.read:p.have], nil
-	}
-	return nil, p.err
+	r.fetches.Go(func() { p.Fill(r.ctx, r.src) })
 }
 
 func (r *piecewise) Read(b []byte) (int, error) {
@@ -127,22 +73,18 @@ func (r *piecewise) Read(b []byte) (int, error) {
 		return n, err
 	}
 	p := r.queue[0]
-	have, err := p.wait()
+	n, err := p.ReadAt(r.ctx, b, r.at)
 	if errors.Is(err, ErrRangeUnsupported) {
-		if r.err = r.readWhole(); r.err == nil {
+		if err = r.readWhole(); err == nil {
 			return r.Read(b)
 		}
-	} else if err != nil {
+	}
+	if err != nil {
 		r.err = err
-	}
-	if r.err != nil {
 		r.cancel()
-		return 0, r.err
+		return 0, err
 	}
-	n := copy(b, have)
-	p.read += n
-	r.at += int64(n)
-	if p.read == len(p.buf) {
+	if r.at += int64(n); r.at == p.off+p.Len() {
 		r.queue = r.queue[1:]
 		r.start(p.buf)
 	}

@@ -104,34 +104,42 @@ func (s *server) replay(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if p, err := s.kept(req.Manifest, req.Name); err == nil {
-		im.Replay(p)
+		im.Replay(p) // before the filler, which comes with the lease
 		return
 	}
-	s.found.mu.Lock()
-	f := s.found.m[req.Manifest]
-	s.found.mu.Unlock()
 	s.work.Go(func() {
-		var p *profile.Profile
-		if f != nil {
-			select {
-			case <-f.done:
-			case <-s.ctx.Done():
-				return
-			}
-			ctx, cancel := context.WithTimeout(s.ctx, findTime)
-			defer cancel()
-			var err error
-			if p, err = s.fetchFound(ctx, f, req.Manifest, req.Name); err != nil {
-				s.log.Debug("getting profile", "manifest", req.Manifest, "err", err)
-			}
-		}
-		if p == nil {
-			p, _ = s.kept(req.Manifest, "") // what is read of it by whatever runs
-		}
-		if p != nil {
+		if p := s.first(s.ctx, req.Manifest, req.Name); p != nil {
 			im.Replay(p)
 		}
 	})
+}
+
+// first gives the profile of a name that the cache has of an image, or that is found beside it, else the one without a name, or nil.
+func (s *server) first(ctx context.Context, manifest, name string) *profile.Profile {
+	if p, err := s.kept(manifest, name); err == nil {
+		return p
+	}
+	s.found.mu.Lock()
+	f := s.found.m[manifest]
+	s.found.mu.Unlock()
+	if f != nil {
+		select {
+		case <-f.done:
+		case <-ctx.Done():
+			return nil
+		}
+		ctx, cancel := context.WithTimeout(ctx, findTime)
+		defer cancel()
+		p, err := s.fetchFound(ctx, f, manifest, name)
+		if err != nil {
+			s.log.Debug("getting profile", "manifest", manifest, "err", err)
+		}
+		if p != nil {
+			return p
+		}
+	}
+	p, _ := s.kept(manifest, "") // what is read of it by whatever runs
+	return p
 }
 
 // checkManifest holds that an image was made of a manifest.

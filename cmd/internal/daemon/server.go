@@ -216,11 +216,13 @@ func (s *server) openImage(ctx context.Context, req OpenRequest, out *lines) (*O
 		}
 	}
 	made := false
-	cold := func(manifest string) {
+	cold := func(manifest string) func(context.Context) *profile.Profile {
 		made = true
-		if req.Profile != nil {
-			s.find(repo, manifest, *req.Profile)
+		if req.Profile == nil {
+			return nil
 		}
+		s.find(repo, manifest, *req.Profile)
+		return func(ctx context.Context) *profile.Profile { return s.first(ctx, manifest, *req.Profile) }
 	}
 	op := &Opening{Ref: name.String()}
 	s.mu.Lock()
