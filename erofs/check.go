@@ -23,8 +23,8 @@ var errEnough = errors.New("more problems than are listed")
 // shared ones, nothing of the metadata used twice, and all unused bytes of it zero. It reads no contents and not what lies between
 // them, so the image may be unfilled.
 //
-// Of an image of package compress it checks the same, but for alignment and padding to 2 MiB, and that every compressed cluster
-// decompresses to its size, for which it reads all of these.
+// Of an image of package compress it checks the same, but for alignment and padding to 2 MiB; that nothing lies between contents; and
+// that every compressed cluster decompresses to its size, for which it reads all of these.
 //
 // The error joins all that was found, up to 100 problems, each wrapping ErrInvalid or ErrUnsupported; or it is the error of a read
 // that failed. It takes no more memory than some dozens of bytes for each inode and 1/64 of the metadata's size, which may be up to
@@ -195,12 +195,21 @@ func (c *checker) linkCounts() error {
 	return nil
 }
 
-// overlaps looks for contents that share blocks without being the same extent.
+// overlaps looks for contents that share blocks without being the same extent, and in a compressed image for blocks of none.
 func (c *checker) overlaps() error {
 	slices.SortFunc(c.extents, func(a, b extent) int { return cmp.Or(cmp.Compare(a.off, b.off), cmp.Compare(a.size, b.size)) })
 	c.extents = slices.Compact(c.extents)
-	end, by := int64(0), extent{}
+	end, by := c.dataFrom(), extent{}
+	gap := func(to int64) error {
+		if !c.im.super.Compressed || to <= end {
+			return nil
+		}
+		return c.problem("the blocks from %d to %d are of no content", end, to)
+	}
 	for _, e := range c.extents {
+		if err := gap(e.off); err != nil {
+			return err
+		}
 		if e.off < end {
 			if err := c.problem("contents at %d+%d and %d+%d overlap", by.off, by.size, e.off, e.size); err != nil {
 				return err
@@ -210,7 +219,7 @@ func (c *checker) overlaps() error {
 			end, by = to, e
 		}
 	}
-	return nil
+	return gap(c.im.super.MetaOffset)
 }
 
 // zeros reads the metadata through and sees to it that slots that nothing uses are zero.

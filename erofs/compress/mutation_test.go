@@ -3,6 +3,7 @@ package compress_test
 import (
 	"bytes"
 	"fmt"
+	"strings"
 	"testing"
 
 	"github.com/pexfs/pex/erofs"
@@ -208,6 +209,37 @@ func TestMutations(t *testing.T) {
 				t.Error("Check passes a block more")
 			}
 			t.Logf("%d changes of an image of %d bytes, of which %d are metadata; Check passes %d, which can be read", tried, len(whole), len(whole)-int(m.meta), passed)
+		})
+	}
+}
+
+// TestGap shortens a content by blocks that nothing leads to then: between contents, and before the metadata.
+func TestGap(t *testing.T) {
+	for _, name := range []string{"a", "b"} {
+		t.Run(name, func(t *testing.T) {
+			f, size := plain(t, []file{{"a", noise(5*disk.BlockSize, 1)}, {"b", noise(5*disk.BlockSize, 2)}})
+			out, n := shrink(t, open(t, f, size), compress.Options{Algorithm: compress.Zstd})
+			m := &mutated{b: make([]byte, n)}
+			if _, err := out.ReadAt(m.b, 0); err != nil {
+				t.Fatal(err)
+			}
+			im := open(t, bytes.NewReader(m.b), n)
+			root, err := im.Inode(im.Super().RootNid)
+			if err != nil {
+				t.Fatal(err)
+			}
+			nid, err := im.Lookup(root, name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			at := im.Super().MetaOffset + int64(nid)*disk.SlotSize
+			var d disk.Inode
+			d.Decode(m.b[at:])
+			d.Size -= 2 * disk.BlockSize
+			d.Encode(m.b[at:])
+			if err := m.check(); err == nil || !strings.Contains(err.Error(), "are of no content") {
+				t.Errorf("got %v", err)
+			}
 		})
 	}
 }
