@@ -19,7 +19,9 @@ type Spool struct {
 	dir          string
 }
 
-var spoolFiles = [...]string{"leaves", "data", "boot"}
+// spoolFiles are in the order in which they take the places of others. openSpool opens the leaves first: it may see old ones beside new
+// data, which has all that they name, and never the other way round.
+var spoolFiles = [...]string{"data", "leaves", "boot"}
 
 // NewSpool makes a spool where no other process looks. Keep or Discard follows.
 func (s *Store) NewSpool() (*Spool, error) {
@@ -36,13 +38,13 @@ func (s *Store) NewSpool() (*Spool, error) {
 }
 
 func openSpool(dir string, flag int) (*Spool, error) {
-	d, err := os.OpenFile(filepath.Join(dir, "data"), flag, 0o600)
+	l, err := os.OpenFile(filepath.Join(dir, "leaves"), flag, 0o600)
 	if err != nil {
 		return nil, err
 	}
-	l, err := os.OpenFile(filepath.Join(dir, "leaves"), flag, 0o600)
+	d, err := os.OpenFile(filepath.Join(dir, "data"), flag, 0o600)
 	if err != nil {
-		d.Close()
+		l.Close()
 		return nil, err
 	}
 	return &Spool{Data: d, Leaves: l, dir: dir}, nil
