@@ -294,3 +294,59 @@ func TestSpool(t *testing.T) {
 		t.Error("the clone has another root")
 	}
 }
+
+// TestRebootTwice opens an unfinished image in another boot by two at once: both know what is present, and nothing that one of them fills
+// is taken back by the other.
+func TestRebootTwice(t *testing.T) {
+	s := openStore(t)
+	want := content(300)
+	im := create(t, s, len(want))
+	if err := im.Put(0, want[:200*BlockSize]); err != nil {
+		t.Fatal(err)
+	}
+	flip(t, filepath.Join(s.ImageDir(testKey), "image.erofs"), 7*BlockSize)
+	im.present.setBoot(strings.Repeat("x", bootLen))
+	if err := im.Close(); err != nil {
+		t.Fatal(err)
+	}
+	first, err := openImage(s.ImageDir(testKey))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer first.Close()
+	unlock, err := s.rechecks.Lock(t.Context(), testKey) // the first has begun
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := s.Image(ctx, testKey); !errors.Is(err, context.Canceled) {
+		t.Errorf("one who gives up is told %v", err)
+	}
+	second, err := openImage(s.ImageDir(testKey))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer second.Close()
+	if err := first.recheck(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	first.present.setBoot(s.boot)
+	unlock()
+	flip(t, filepath.Join(s.ImageDir(testKey), "image.erofs"), 9*BlockSize) // it isn't looked at again
+	if err := s.recheck(t.Context(), second); err != nil {
+		t.Fatal(err)
+	}
+	if first.Present() != 199*BlockSize || second.Present() != 199*BlockSize {
+		t.Errorf("%d and %d blocks are present", first.Present()/BlockSize, second.Present()/BlockSize)
+	}
+	if err := first.Put(7*BlockSize, want[7*BlockSize:][:BlockSize]); err != nil {
+		t.Fatal(err)
+	}
+	if err := second.Put(200*BlockSize, want[200*BlockSize:]); err != nil {
+		t.Fatal(err)
+	}
+	if first.State() != Complete || second.State() != Complete {
+		t.Errorf("%s, %s", first.State(), second.State())
+	}
+}

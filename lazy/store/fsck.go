@@ -97,7 +97,7 @@ func (im *Image) Fsck(ctx context.Context, progress func(int64)) (Damage, error)
 		return d, fmt.Errorf("checking image %s: its root is not recorded", im.Info.Key)
 	}
 	bad := im.tree.verify([hashSize]byte(root))
-	d.Map = im.present.count() != im.blocks
+	d.Map = !im.present.full()
 	d.Tree = len(bad) > 0 || !bytes.Equal(im.tree.super(), veritySuper(im.blocks, uuid)) || len(d.Blocks) > 0 && fresh.root() == [hashSize]byte(root)
 	if fresh.root() == [hashSize]byte(root) {
 		d.Blocks = nil // the data is right, so the leaves that differ are not

@@ -70,7 +70,6 @@ type Image struct {
 	present *presence
 	tree    *merkle
 	blocks  int64
-	count   atomic.Int64
 	sealed  atomic.Bool
 	early   writeback
 }
@@ -157,12 +156,28 @@ func (s *Store) Image(ctx context.Context, k Key) (*Image, error) {
 	if im.sealed.Load() || im.present.boot() == s.boot {
 		return im, nil
 	}
-	if err := im.recheck(ctx); err != nil {
+	if err := s.recheck(ctx, im); err != nil {
 		im.Close()
 		return nil, fmt.Errorf("checking image %s: %w", k, err)
 	}
-	im.present.setBoot(s.boot)
 	return im, nil
+}
+
+// recheck makes the map of an unsealed image one of this boot, unless another has done so meanwhile: nothing is filled before.
+func (s *Store) recheck(ctx context.Context, im *Image) error {
+	unlock, err := s.rechecks.Lock(ctx, im.Info.Key)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if im.present.boot() == s.boot {
+		return nil
+	}
+	if err := im.recheck(ctx); err != nil {
+		return err
+	}
+	im.present.setBoot(s.boot)
+	return nil
 }
 
 func openImage(dir string) (*Image, error) {
@@ -196,8 +211,7 @@ func openImage(dir string) (*Image, error) {
 		return nil, missing(err)
 	}
 	im.blocks = im.Info.Size / BlockSize
-	im.count.Store(im.present.count())
-	if im.sealed.Store(im.Info.State == Sealed && im.count.Load() == im.blocks); !im.sealed.Load() {
+	if im.sealed.Store(im.Info.State == Sealed && im.present.full()); !im.sealed.Load() {
 		im.Info.State = Lazy // Forget took blocks of a sealed one
 	}
 	return im, nil
@@ -255,7 +269,6 @@ func (im *Image) recheck(ctx context.Context) error {
 		for i := range n {
 			if h := sha256.Sum256(p[i*BlockSize:][:BlockSize]); !slices.Equal(h[:], im.tree.leaf(b+i)) {
 				im.present.clear(b + i)
-				im.count.Add(-1)
 			}
 		}
 		b += n
@@ -281,14 +294,14 @@ func (im *Image) Has(off, n int64) bool {
 }
 
 // Present is how many of the image's bytes are there.
-func (im *Image) Present() int64 { return im.count.Load() * BlockSize }
+func (im *Image) Present() int64 { return im.present.count() * BlockSize }
 
 // State is how far the image is.
 func (im *Image) State() State {
 	switch {
 	case im.sealed.Load():
 		return Sealed
-	case im.count.Load() == im.blocks:
+	case im.present.full():
 		return Complete
 	}
 	return Lazy
@@ -319,11 +332,9 @@ func (im *Image) Put(off int64, p []byte) error {
 
 // mark makes n blocks present. Regions that are whole with them begin to go to disk.
 func (im *Image) mark(first, n int64) {
-	fresh := im.present.set(first, n)
-	if fresh == 0 {
+	if im.present.set(first, n) == 0 {
 		return
 	}
-	im.count.Add(fresh)
 	for r := first / regionBlocks; r <= (first+n-1)/regionBlocks; r++ {
 		if im.present.hasAll(r*regionBlocks, min((r+1)*regionBlocks, im.blocks)-1) {
 			im.early.add(im.f, r)

@@ -151,6 +151,9 @@ func (p *presence) clear(block int64) {
 	atomic.AndUint64(&p.words[block/wordBlocks], ^uint64(1<<uint(block%wordBlocks)))
 }
 
+// full tells whether no block is missing.
+func (p *presence) full() bool { return p.hasAll(0, p.blocks-1) }
+
 func (p *presence) count() (n int64) {
 	for i := range p.words {
 		n += int64(bits.OnesCount64(atomic.LoadUint64(&p.words[i])))

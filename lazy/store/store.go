@@ -49,6 +49,8 @@ type Store struct {
 	dir  string
 	lock *os.File
 	boot string // identifies this run of the machine
+
+	rechecks Locks[Key] // of images
 }
 
 // Open opens the folder, making it where it is missing. It takes no lock: see Lock.

@@ -45,7 +45,7 @@ func (v *View) Has(off, n int64) bool {
 }
 
 // Complete tells whether nothing is missing any more.
-func (v *View) Complete() bool { return v.present.count() == v.present.blocks }
+func (v *View) Complete() bool { return v.present.full() }
 
 // File is the image file, open for reading only.
 func (v *View) File() *os.File { return v.f }
