@@ -1,115 +1,149 @@
 package lazy
 
-import (
-	"context"
-	"errors"
-)
+import "context"
 
-// job is a fetch of neighbouring chunks of a layer. Its context ends with the last who waits for one of them, unless some were
-// fetched for nobody.
+// job is a fetch of neighbouring chunks of a layer. It ends before all of them are written if the last who waits for one of them gives
+// up. It goes on if he has got what he wanted: what was added to that is for nobody, or for him when he reads on.
 type job struct {
 	cancel  context.CancelFunc
 	waiters int
-	stays   bool
-	end     chan struct{}
-	err     error
 	got     map[int]chan struct{} // by chunk, closed when it was written
+
+	end     chan struct{} // closed in the end; what follows is valid then
+	err     error
+	dropped bool // it was given up, so err says nothing of its chunks
 }
 
-// obtain waits until everything in keys is there: by the jobs under way that others started, and by one of its own, work, for
-// what nobody has started, and with it for what of ahead nobody has. A job that others gave up is started anew. has is called with im.mu held.
-func (im *Image) obtain(ctx context.Context, keys, ahead []int, has func(key int) bool, work func(context.Context, *job) error) error {
-	for {
-		type wait struct {
-			j   *job
-			key int
-		}
-		var waits []wait
-		held := make(map[*job]bool)
-		var own *job
-		im.mu.Lock()
-		for _, k := range keys {
-			if has(k) {
-				continue
-			}
-			j := im.jobsOf[k]
-			if j == nil {
-				if own == nil {
-					own = &job{end: make(chan struct{}), got: make(map[int]chan struct{})}
-				}
-				own.got[k] = make(chan struct{})
-				im.jobsOf[k] = own
-				j = own
-			}
-			if !held[j] {
-				held[j] = true
-				j.waiters++
-			}
-			waits = append(waits, wait{j, k})
-		}
-		if own != nil {
-			for _, k := range ahead {
-				if im.jobsOf[k] == nil && !has(k) {
-					own.got[k] = make(chan struct{})
-					im.jobsOf[k] = own
-					own.stays = true
-				}
-			}
-			wctx, cancel := context.WithCancel(im.ctx)
-			own.cancel = cancel
-			im.jobs.Add(1)
-			go im.do(wctx, own, work)
-		}
-		im.mu.Unlock()
+// has tells whether a chunk of the job was written.
+func (j *job) has(k int) bool {
+	select {
+	case <-j.got[k]:
+		return true
+	default:
+		return false
+	}
+}
 
-		var err error
-		again := false
-		for _, w := range waits {
-			select {
-			case <-w.j.got[w.key]:
-				continue
-			case <-w.j.end:
-				select {
-				case <-w.j.got[w.key]: // the error is of what came behind it
-					continue
-				default:
-				}
-				if w.j.err == nil {
-					continue
-				}
-				if w.j != own && errors.Is(w.j.err, context.Canceled) {
-					again = true
-					continue
-				}
-				err = w.j.err
-			case <-ctx.Done():
-				err = context.Cause(ctx)
-			}
-			break
+// concerns tells whether the error of a job that failed is one of these keys: the job was of no others, as far as it didn't get.
+func (j *job) concerns(keys []int) bool {
+	if j.dropped {
+		return false
+	}
+	mine := make(map[int]bool, len(keys))
+	for _, k := range keys {
+		mine[k] = true
+	}
+	for k := range j.got {
+		if !mine[k] && !j.has(k) {
+			return false
 		}
+	}
+	return true
+}
+
+// waits are the jobs that somebody waits for, with the keys that he wants of them.
+type waits map[*job][]int
+
+// obtain waits until everything in keys is there: by the jobs under way that others started, and by one of its own, work, for what
+// nobody has started, and with it for what of ahead nobody has. Where a job fails or is given up that was of other keys, too, what
+// is still missing is got by another, without ahead. has is called with im.mu held. The caller has begun.
+func (im *Image) obtain(ctx context.Context, keys, ahead []int, has func(key int) bool, work func(context.Context, *job) error) error {
+	for again := true; again; ahead = nil {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		if im.ctx.Err() != nil { // ctx is about to end
+			return ErrReopened
+		}
+		held := im.join(keys, ahead, has, work)
+		var err error
+		again, err = held.wait(ctx, keys)
 		im.mu.Lock()
 		for j := range held {
-			if j.waiters--; j.waiters == 0 && !j.stays {
+			if j.waiters--; j.waiters == 0 && err != nil {
 				j.cancel()
 			}
 		}
 		im.mu.Unlock()
-		if err != nil || !again {
+		if err != nil {
 			return err
 		}
 	}
+	return nil
+}
+
+// join makes the caller wait for the jobs of keys, one of which it may start.
+func (im *Image) join(keys, ahead []int, has func(key int) bool, work func(context.Context, *job) error) waits {
+	im.mu.Lock()
+	defer im.mu.Unlock()
+	held := make(waits)
+	var own *job
+	add := func(k int) {
+		if own == nil {
+			own = &job{end: make(chan struct{}), got: make(map[int]chan struct{})}
+		}
+		own.got[k] = make(chan struct{})
+		im.jobsOf[k] = own
+	}
+	for _, k := range keys {
+		if has(k) {
+			continue
+		}
+		if im.jobsOf[k] == nil {
+			add(k)
+		}
+		j := im.jobsOf[k]
+		held[j] = append(held[j], k)
+	}
+	for j := range held {
+		j.waiters++
+	}
+	if own == nil {
+		return held
+	}
+	for _, k := range ahead {
+		if im.jobsOf[k] == nil && !has(k) {
+			add(k)
+		}
+	}
+	ctx, cancel := context.WithCancel(im.ctx)
+	own.cancel = cancel
+	im.jobs.Go(func() { im.do(ctx, own, work) })
+	return held
+}
+
+// wait waits until all is there. again says that something isn't, for no reason of its own.
+func (w waits) wait(ctx context.Context, keys []int) (again bool, err error) {
+	for j, wanted := range w {
+		for _, k := range wanted {
+			select {
+			case <-j.got[k]:
+				continue
+			case <-j.end:
+			case <-ctx.Done():
+				return false, context.Cause(ctx)
+			}
+			if j.has(k) || j.err == nil { // the error is of what came behind it
+				continue
+			}
+			if j.concerns(keys) {
+				return false, j.err
+			}
+			again = true
+			break
+		}
+	}
+	return again, nil
 }
 
 // do runs a job and takes it off the list.
 func (im *Image) do(ctx context.Context, j *job, work func(context.Context, *job) error) {
-	defer im.jobs.Done()
 	err := work(ctx, j)
+	j.dropped = ctx.Err() != nil
 	im.mu.Lock()
 	j.err = err
 	for k := range j.got {
-		if im.jobsOf[k] == j {
-			delete(im.jobsOf, k)
-		}
+		delete(im.jobsOf, k)
 	}
 	im.mu.Unlock()
 	j.cancel()
