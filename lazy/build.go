@@ -29,7 +29,11 @@ func (c *Cache) build(ctx context.Context, r *recipe, tell func(Event)) (*Image,
 }
 
 func (c *Cache) put(ctx context.Context, r *recipe, sources []source, tell func(Event)) (*Image, error) {
-	defer c.use(sources)()
+	done, err := c.use(ctx, sources)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
 	lim := c.limits(r.opts)
 	s := c.newScan(lim, r.opts.Stream, tell)
 	for range 2 {
@@ -55,13 +59,8 @@ func (c *Cache) put(ctx context.Context, r *recipe, sources []source, tell func(
 // image any more, it returns those layers instead.
 func (c *Cache) make(ctx context.Context, r *recipe, sources []source, layers []*layer.Packed, tell func(Event)) (*Image, map[string]bool, error) {
 	key := r.key(layers)
-	im, err := c.load(ctx, key)
-	if errors.Is(err, store.ErrDamaged) {
-		c.log.Warn("making image anew", "image", key, "err", err)
-		if err := c.Remove(key); err != nil {
-			return nil, nil, err
-		}
-	} else if err == nil { // another manifest with the same layers
+	im, err := c.load(ctx, key, true)
+	if err == nil { // another manifest with the same layers
 		if info := im.Info(); r.opts.Strict && len(info.Ambiguous) > 0 {
 			return nil, nil, fmt.Errorf("%w: %s", ErrAmbiguous, info.Ambiguous[0])
 		}
@@ -123,7 +122,7 @@ func (c *Cache) make(ctx context.Context, r *recipe, sources []source, layers []
 		if err != nil {
 			return nil, nil, err
 		}
-		im, err := c.load(ctx, key)
+		im, err := c.load(ctx, key, false)
 		return im, nil, err
 	}
 	return nil, missing, errors.Join(err, c.st.Discard(f))
@@ -183,7 +182,7 @@ func (c *Cache) write(ctx context.Context, f *store.Image, l *erofs.Layout, sour
 		return nil, nil
 	}
 	var cerr error
-	err = c.holders(keys, f.Info.Key, func(k layer.Key, from *store.Image, e extent) bool {
+	err = c.holders(ctx, keys, f.Info.Key, func(k layer.Key, from *store.Image, e extent) bool {
 		if leaves := from.Leaves(e.off, e.size); cerr == nil && layer.BlocksKey(e.size, leaves) == k { // else it is damaged
 			cerr = f.Clone(elsewhere[k].off, from.File(), e.off, e.size, leaves)
 			delete(elsewhere, k)

@@ -197,17 +197,24 @@ func (r *earlyReader) Close() error {
 
 // setEarly gives an image what was fetched for it early; it ends with the image.
 func (im *Image) setEarly(e *early) {
+	ctx, done, err := im.begin(context.Background())
+	if err != nil {
+		e.end()
+		e.work.Wait()
+		return
+	}
 	im.mu.Lock()
 	im.early = e
 	im.mu.Unlock()
-	stop := context.AfterFunc(im.ctx, e.end)
+	stop := context.AfterFunc(ctx, e.end)
 	forget := time.AfterFunc(earlyLife, func() { im.dropEarly(e) })
-	im.jobs.Go(func() {
+	go func() {
+		defer done()
 		<-e.ctx.Done()
 		stop()
 		forget.Stop()
 		e.work.Wait()
-	})
+	}()
 }
 
 // dropEarly lets go of what was fetched early.

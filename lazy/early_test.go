@@ -125,7 +125,7 @@ func TestEarly(t *testing.T) {
 			<-ctx.Done()
 			return nil
 		})
-		if err := im.c.Remove(im.file.Info.Key); err != nil {
+		if err := im.c.Remove(t.Context(), im.file.Info.Key); err != nil {
 			t.Error(err)
 		}
 		<-ended

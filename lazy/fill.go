@@ -14,11 +14,16 @@ import (
 // waiting longer from one to the next, until ctx ends; it gives up on bytes that are wrong, on a registry that refuses, and on a disk
 // that won't take them. A second call while one runs returns at once.
 func (im *Image) Fill(ctx context.Context) error {
-	if im.State() == store.Sealed || !im.filling.CompareAndSwap(false, true) {
+	ctx, done, err := im.begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer done()
+	if im.file.State() == store.Sealed || !im.filling.CompareAndSwap(false, true) {
 		return nil
 	}
 	defer im.filling.Store(false)
-	err := im.fill(ctx)
+	err = im.fill(ctx)
 	if err == nil {
 		err = im.c.refused(im.file.Info)
 	}

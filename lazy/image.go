@@ -28,8 +28,8 @@ type Image struct {
 	fetched   atomic.Int64 // compressed bytes asked of the network since the daemon runs
 	filling   atomic.Bool
 	replaying atomic.Bool
-	jobs      sync.WaitGroup
-	ctx       context.Context // of the jobs
+	jobs      sync.WaitGroup  // and all else that begin counts
+	ctx       context.Context // ended by end, with mu held
 	cancel    context.CancelFunc
 
 	mu      sync.Mutex              // guards what follows; never held over I/O
@@ -48,16 +48,27 @@ type clone struct {
 	off  int64
 }
 
-// Info, State and counters for status.
+// Info and counters for status.
 
-func (im *Image) Info() store.Info   { return im.file.Info }
-func (im *Image) State() store.State { return im.file.State() }
-func (im *Image) Present() int64     { return im.file.Present() }
-func (im *Image) Fetched() int64     { return im.fetched.Load() }
-func (im *Image) Filling() bool      { return im.filling.Load() }
-func (im *Image) Dir() string        { return im.file.Dir() }
-func (im *Image) File() string       { return im.file.File().Name() }
-func (im *Image) Root() string       { return im.file.Root() }
+func (im *Image) Info() store.Info { return im.file.Info }
+func (im *Image) Fetched() int64   { return im.fetched.Load() }
+func (im *Image) Filling() bool    { return im.filling.Load() }
+func (im *Image) Dir() string      { return im.file.Dir() }
+func (im *Image) File() string     { return im.file.File().Name() }
+func (im *Image) Root() string     { return im.file.Root() }
+
+// State is how far the image is; store.Lazy once it has been taken out of memory.
+func (im *Image) State() store.State {
+	s := store.Lazy
+	im.look(func() { s = im.file.State() })
+	return s
+}
+
+// Present is how many bytes are there; 0 once the image has been taken out of memory.
+func (im *Image) Present() (n int64) {
+	im.look(func() { n = im.file.Present() })
+	return n
+}
 
 // Err is why the filler stopped before the end, or nil.
 func (im *Image) Err() error {
@@ -82,14 +93,16 @@ func (im *Image) Layers() []LayerProgress {
 		return nil
 	}
 	all := make([]LayerProgress, len(im.file.Info.Layers))
-	for i := range im.plan.extents {
-		e := im.plan.extent(i)
-		l := &all[e.layer]
-		l.Visible += e.size
-		if im.file.Has(e.off, e.size) {
-			l.Present += e.size
+	im.look(func() {
+		for i := range im.plan.extents {
+			e := im.plan.extent(i)
+			l := &all[e.layer]
+			l.Visible += e.size
+			if im.file.Has(e.off, e.size) {
+				l.Present += e.size
+			}
 		}
-	}
+	})
 	return all
 }
 
@@ -110,7 +123,7 @@ func (im *Image) setRepo(r Blobs) {
 }
 
 // findClones looks up missing contents in other images of the cache.
-func (c *Cache) findClones(im *Image) error {
+func (c *Cache) findClones(ctx context.Context, im *Image) error {
 	want := make(map[layer.Key]bool)
 	for i := range im.plan.extents {
 		if e := im.plan.extent(i); !im.file.Has(e.off, e.size) {
@@ -121,7 +134,7 @@ func (c *Cache) findClones(im *Image) error {
 		return nil
 	}
 	found := make(map[layer.Key]clone)
-	err := c.holders(want, im.file.Info.Key, func(k layer.Key, from *store.Image, e extent) bool {
+	err := c.holders(ctx, want, im.file.Info.Key, func(k layer.Key, from *store.Image, e extent) bool {
 		found[k] = clone{from, e.off}
 		if n := len(im.others); n == 0 || im.others[n-1] != from {
 			im.others = append(im.others, from)
@@ -151,12 +164,17 @@ func (im *Image) closeClones() {
 }
 
 // Need makes the n bytes from off on present, fetching what is missing before any filler's work. Its error tells why it
-// can't: the network's, blob.ErrDigestMismatch, a full disk, or ctx's.
+// can't: the network's, blob.ErrDigestMismatch, a full disk, ctx's, or ErrReopened.
 func (im *Image) Need(ctx context.Context, off, n int64) error {
 	size := im.file.Info.Size
 	if off < 0 || n <= 0 || off > size-n {
 		return fmt.Errorf("range %d+%d is outside image %s of %d bytes", off, n, im.file.Info.Key, size)
 	}
+	ctx, done, err := im.begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer done()
 	if im.file.Has(off, n) {
 		return nil
 	}
@@ -389,13 +407,15 @@ func (im *Image) part(e extent, k int, off, end int64, p []byte) error {
 		have += n
 	}
 	used := min(store.BlockSize, e.off+e.size-at)
-	full := have == used
-	if full {
-		delete(im.parts, at)
-	}
 	im.mu.Unlock()
-	if full {
-		return im.file.FinishBlock(at, int(used))
+	if have < used {
+		return nil
 	}
+	if err := im.file.FinishBlock(at, int(used)); err != nil { // whoever comes again does
+		return err
+	}
+	im.mu.Lock()
+	delete(im.parts, at)
+	im.mu.Unlock()
 	return nil
 }

@@ -15,6 +15,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -62,16 +64,17 @@ type Cache struct {
 	opts Options
 	log  *slog.Logger
 
-	opening flights[string, *Image]        // by manifest digest
+	opening flights[string, *Image]        // by manifest digest and options
 	scans   flights[string, *layer.Packed] // by layer digest and kind
 	readers readers                        // Needs that wait for the network: the fillers yield to them
 	// decoders are *layer.ChunkReaders at rest: each has some hundred KiB of tables and windows.
 	decoders sync.Pool
-	mu       sync.Mutex               // guards what follows
-	images   map[store.Key]*Image     // open for filling
-	using    map[string]int           // layers whose spools openings use, by digest in hex
-	trimming map[string]chan struct{} // layers whose spools are being trimmed; closed in the end
-	trims    sync.WaitGroup           // of what trimming lists
+	keys     store.Locks[store.Key] // of images that are loaded or changed
+	spools   store.Locks[string]    // of layers, by digest in hex, whose spools are trimmed
+	trims    sync.WaitGroup
+	mu       sync.Mutex           // guards what follows
+	images   map[store.Key]*Image // open for filling
+	using    map[string]int       // layers whose spools openings use, by digest in hex
 }
 
 // NewCache works on st, whose lock the caller holds.
@@ -82,62 +85,31 @@ func NewCache(st *store.Store, o Options) *Cache {
 	if o.ReadTimeout == 0 {
 		o.ReadTimeout = time.Minute
 	}
-	c := &Cache{st: st, opts: o, log: o.Log, images: make(map[store.Key]*Image), using: make(map[string]int), trimming: make(map[string]chan struct{})}
+	c := &Cache{st: st, opts: o, log: o.Log, images: make(map[store.Key]*Image), using: make(map[string]int)}
 	c.decoders.New = func() any { return new(layer.ChunkReader) }
 	return c
 }
 
-// Close waits for fillers and openings that the caller has ended and closes the image files. A Need or a look at an image that is still
-// under way fails.
+// Close waits for openings that the caller has ended, ends all other work on images and closes their files. No other method may be called
+// afterwards; those of an image may, and fail.
 func (c *Cache) Close() error {
 	c.opening.wait()
 	c.scans.wait()
 	c.trims.Wait()
 	c.mu.Lock()
-	defer c.mu.Unlock()
+	keys := slices.Collect(maps.Keys(c.images))
+	c.mu.Unlock()
 	var errs []error
-	for k, im := range c.images {
-		im.cancel()
-		im.jobs.Wait()
-		im.closeClones()
-		errs = append(errs, im.file.Retire())
-		delete(c.images, k)
+	for _, k := range keys {
+		errs = append(errs, c.change(context.Background(), k, func(*Image) error { return nil }))
 	}
 	return errors.Join(errs...)
 }
 
-// Image gives an image of the cache, to be filled from repo (which may be set later: SetRepo). The error wraps
-// store.ErrNotCached where there is none.
-func (c *Cache) Image(ctx context.Context, k store.Key) (*Image, error) {
-	return c.opening.do(ctx, "image "+string(k), func(ctx context.Context) (*Image, error) { return c.load(ctx, k) })
-}
+// Image gives an image of the cache, to be filled from where SetRepo says. The error wraps store.ErrNotCached where there is none.
+func (c *Cache) Image(ctx context.Context, k store.Key) (*Image, error) { return c.load(ctx, k, false) }
 
-func (c *Cache) load(ctx context.Context, k store.Key) (*Image, error) {
-	c.mu.Lock()
-	im := c.images[k]
-	c.mu.Unlock()
-	if im != nil {
-		return im, nil
-	}
-	f, err := c.st.Image(ctx, k)
-	if err != nil {
-		return nil, err
-	}
-	im, err = c.newImage(f)
-	if err != nil {
-		return nil, errors.Join(err, f.Close())
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if other := c.images[k]; other != nil {
-		im.closeClones()
-		return other, f.Close()
-	}
-	c.images[k] = im
-	return im, nil
-}
-
-func (c *Cache) newImage(f *store.Image) (*Image, error) {
+func (c *Cache) newImage(ctx context.Context, f *store.Image) (*Image, error) {
 	im := &Image{c: c, file: f, jobsOf: make(map[int]*job)}
 	im.ctx, im.cancel = context.WithCancel(context.Background())
 	if f.State() == store.Sealed {
@@ -164,7 +136,7 @@ func (c *Cache) newImage(f *store.Image) (*Image, error) {
 	}
 	im.parts = make(map[int64]map[int]int64)
 	im.done = make([]bool, im.plan.chunks)
-	return im, c.findClones(im)
+	return im, c.findClones(ctx, im)
 }
 
 func (im *Image) readPlan() (*plan, error) {
@@ -175,27 +147,16 @@ func (im *Image) readPlan() (*plan, error) {
 	return readPlan(b, im.file.Info.Size, len(im.file.Info.Layers))
 }
 
-// Remove takes an image out of the cache. The caller knows that nobody uses it.
-func (c *Cache) Remove(k store.Key) error {
-	c.mu.Lock()
-	im := c.images[k]
-	delete(c.images, k)
-	c.mu.Unlock()
-	if im != nil {
-		im.cancel()
-		im.jobs.Wait()
-		im.closeClones()
-		if err := im.file.Retire(); err != nil {
-			return err
-		}
-	}
-	return c.st.RemoveImage(k)
+// Remove takes an image out of the cache. Whoever fills it or reads it through the cache is told ErrReopened; that nobody does is for the
+// caller to know. The error wraps store.ErrNotCached where there is none.
+func (c *Cache) Remove(ctx context.Context, k store.Key) error {
+	return c.change(ctx, k, func(*Image) error { return c.st.RemoveImage(k) })
 }
 
 // Store is the cache folder.
 func (c *Cache) Store() *store.Store { return c.st }
 
-// Open images, for status.
+// Loaded is an image that is in memory, or nil.
 func (c *Cache) Loaded(k store.Key) *Image {
 	c.mu.Lock()
 	defer c.mu.Unlock()

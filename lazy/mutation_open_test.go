@@ -1,7 +1,6 @@
 package lazy_test
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -13,8 +12,6 @@ import (
 	"reflect"
 	"strings"
 	"testing"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/pexfs/pex/erofs"
 	"github.com/pexfs/pex/lazy"
@@ -50,27 +47,6 @@ func (w *worker) leftOver() error {
 		err = fmt.Errorf("left behind in tmp: %v", left)
 	}
 	return err
-}
-
-// unmap undoes the mappings of closed images, which stay until a process ends. Who still looks at one faults.
-func (w *worker) unmap() error {
-	all, err := os.ReadFile("/proc/self/maps")
-	if err != nil {
-		return err
-	}
-	for line := range bytes.Lines(all) {
-		var from, to uintptr
-		if !bytes.Contains(line, []byte(" "+w.dir+"/")) {
-			continue
-		}
-		if _, err := fmt.Sscanf(string(line), "%x-%x ", &from, &to); err != nil {
-			return err
-		}
-		if _, _, errno := unix.Syscall(unix.SYS_MUNMAP, from, to-from, 0); errno != 0 {
-			return errno
-		}
-	}
-	return nil
 }
 
 // opening says how an image is opened and read.

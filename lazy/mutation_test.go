@@ -232,7 +232,7 @@ func (w *worker) attempt(ctx context.Context, in *input, b []byte) (outcome, err
 	if ctx.Err() != nil {
 		err = errors.Join(err, errors.New("it hangs"))
 	}
-	return out, errors.Join(err, os.RemoveAll(w.dir), w.unmap())
+	return out, errors.Join(err, os.RemoveAll(w.dir))
 }
 
 // watchHeap looks at the heap until the function that it returns is called, which gives the most it saw.

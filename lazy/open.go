@@ -128,13 +128,10 @@ func (c *Cache) openCached(ctx context.Context, manifest string, repo Repo, o Op
 	if err != nil {
 		return nil, nil
 	}
-	im, err := c.Image(ctx, rec.Image)
+	im, err := c.load(ctx, rec.Image, true)
 	switch {
 	case ctx.Err() != nil:
 		return nil, ctx.Err()
-	case errors.Is(err, store.ErrDamaged):
-		c.log.Warn("making image anew", "image", rec.Image, "err", err)
-		return nil, c.Remove(rec.Image)
 	case errors.Is(err, store.ErrNotCached):
 		return nil, nil
 	case err != nil:

@@ -3,7 +3,6 @@ package lazy
 import (
 	"cmp"
 	"context"
-	"errors"
 	"slices"
 	"sync"
 
@@ -24,11 +23,17 @@ const (
 // it. It returns at once; nobody waits for it. A reader's need overtakes it, and takes along what lies behind in the same run; fillers
 // wait until it ends. Faults end it without a word to readers, who meet them themselves. While one runs a second call does nothing.
 func (im *Image) Replay(p *profile.Profile) {
-	if im.plan == nil || im.State() == store.Sealed || im.ctx.Err() != nil || !im.replaying.CompareAndSwap(false, true) {
+	ctx, done, err := im.begin(context.Background())
+	if err != nil {
+		return
+	}
+	if im.plan == nil || im.file.State() == store.Sealed || !im.replaying.CompareAndSwap(false, true) {
+		done()
 		return
 	}
 	im.c.readers.enter()
-	im.jobs.Go(func() {
+	go func() {
+		defer done()
 		defer im.c.readers.leave()
 		defer im.replaying.Store(false)
 		im.mu.Lock()
@@ -38,10 +43,10 @@ func (im *Image) Replay(p *profile.Profile) {
 			early.close()
 			defer im.dropEarly(early)
 		}
-		if err := im.replay(im.ctx, im.profiled(p)); err != nil && !errors.Is(err, context.Canceled) {
+		if err := im.replay(ctx, im.profiled(p)); err != nil && ctx.Err() == nil {
 			im.c.log.Info("replaying profile", "image", im.file.Info.Key, "profile", p.Name, "err", err)
 		}
-	})
+	}()
 }
 
 // Replaying tells whether a profile is being replayed.

@@ -153,6 +153,11 @@ func (s *scan) layer(ctx context.Context, src *source, known <-chan struct{}) (*
 	}
 	defer s.streams.give()
 	return c.scans.do(ctx, flight(name), func(ctx context.Context) (*layer.Packed, error) {
+		done, err := c.use(ctx, []source{*src}) // it may end after an opening that gives up
+		if err != nil {
+			return nil, err
+		}
+		defer done()
 		s.p.total.Add(src.d.Size)
 		return c.stream(ctx, src.repo.Blob(src.d), src.d, src.diffID, name, s.lim, &s.p)
 	})
@@ -221,7 +226,7 @@ func (c *Cache) stream(ctx context.Context, src blob.Source, d v1.Descriptor, di
 
 // holders calls f for every wanted content that an image of the cache other than not holds whole, the newest image first,
 // each content once. f says whether it keeps the image open; it then owns a reference and calls Close.
-func (c *Cache) holders(want map[layer.Key]bool, not store.Key, f func(layer.Key, *store.Image, extent) (keep bool)) error {
+func (c *Cache) holders(ctx context.Context, want map[layer.Key]bool, not store.Key, f func(layer.Key, *store.Image, extent) (keep bool)) error {
 	infos, err := c.st.Images()
 	if err != nil {
 		return err
@@ -232,10 +237,13 @@ func (c *Cache) holders(want map[layer.Key]bool, not store.Key, f func(layer.Key
 		if left == 0 {
 			break
 		}
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
 		if info.Key == not {
 			continue
 		}
-		im, err := c.st.Image(context.Background(), info.Key)
+		im, err := c.st.Image(ctx, info.Key)
 		if err != nil {
 			continue // a damaged neighbour is no reason to fail
 		}

@@ -1,57 +1,65 @@
 package lazy
 
 import (
+	"context"
 	"errors"
 
 	"github.com/pexfs/pex/lazy/layer"
 	"github.com/pexfs/pex/lazy/store"
 )
 
-// use keeps the spools of these layers while an opening may copy from them; the function it returns ends that, and has those
-// trimmed that no other opening uses. Nobody waits for that but who wants to use them again, and Close.
-func (c *Cache) use(sources []source) (done func()) {
+// use keeps the spools of these layers while an opening may copy from them; done ends that, and has those trimmed that no other
+// opening uses. Nobody waits for that but who wants to use them again, and Close. The error is that of ctx.
+func (c *Cache) use(ctx context.Context, sources []source) (done func(), err error) {
+	for i, s := range sources {
+		hexDigest := s.d.Digest.Hex
+		unlock, err := c.spools.Lock(ctx, hexDigest)
+		if err != nil {
+			c.unuse(sources[:i])
+			return nil, err
+		}
+		c.mu.Lock()
+		c.using[hexDigest]++
+		c.mu.Unlock()
+		unlock()
+	}
+	return func() { c.unuse(sources) }, nil
+}
+
+func (c *Cache) unuse(sources []source) {
 	for _, s := range sources {
 		hexDigest := s.d.Digest.Hex
 		c.mu.Lock()
-		for c.trimming[hexDigest] != nil {
-			ended := c.trimming[hexDigest]
-			c.mu.Unlock()
-			<-ended
-			c.mu.Lock()
+		c.using[hexDigest]--
+		last := c.using[hexDigest] == 0
+		if last {
+			delete(c.using, hexDigest)
 		}
-		c.using[hexDigest]++
 		c.mu.Unlock()
-	}
-	return func() {
-		for _, s := range sources {
-			c.mu.Lock()
-			c.unuse(s)
-			c.mu.Unlock()
+		if last && s.diffID.Hex != "" { // else nothing was read
+			c.trims.Go(func() {
+				if err := c.trimUnused(hexDigest, s.tarName()); err != nil {
+					c.log.Warn("trimming layer", "layer", s.d.Digest, "err", err)
+				}
+			})
 		}
 	}
 }
 
-// unuse ends one use of a layer's spool. c.mu is held.
-func (c *Cache) unuse(s source) {
-	hexDigest := s.d.Digest.Hex
-	if c.using[hexDigest]--; c.using[hexDigest] > 0 {
-		return
+// trimUnused trims a layer's spool unless an opening uses it, which has it trimmed itself.
+func (c *Cache) trimUnused(hexDigest, name string) error {
+	unlock, err := c.spools.Lock(context.Background(), hexDigest)
+	if err != nil {
+		return err
 	}
-	delete(c.using, hexDigest)
-	if s.diffID.Hex == "" { // nothing was read
-		return
+	defer unlock()
+	c.mu.Lock()
+	used := c.using[hexDigest] > 0
+	c.mu.Unlock()
+	if used {
+		return nil
 	}
-	ended := make(chan struct{})
-	c.trimming[hexDigest] = ended
-	c.trims.Go(func() {
-		if err := c.trim(hexDigest, s.tarName()); err != nil {
-			c.log.Warn("trimming layer", "layer", s.d.Digest, "err", err)
-		}
-		c.mu.Lock()
-		delete(c.trimming, hexDigest)
-		c.mu.Unlock()
-		close(ended)
-	})
+	return c.trim(hexDigest, name)
 }
 
 // keepHidden bounds what is kept of a streamed layer for the next image on the same base although no image shows it: up to
@@ -80,7 +88,7 @@ func (c *Cache) trim(hexDigest, name string) error {
 		total += ct.Size
 	}
 	held := make(map[layer.Key]bool)
-	err = c.holders(want, "", func(k layer.Key, im *store.Image, e extent) bool { held[k] = true; return false })
+	err = c.holders(context.Background(), want, "", func(k layer.Key, im *store.Image, e extent) bool { held[k] = true; return false })
 	if err != nil {
 		return err
 	}

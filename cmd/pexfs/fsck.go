@@ -128,6 +128,8 @@ func printFsck(im daemon.ImageStatus, r fsckResult, err error) {
 		what = "the Merkle tree is damaged"
 	case r.Map:
 		what = "the map is damaged"
+	case r.Root:
+		what = "the Merkle root that is recorded is another than that of the data"
 	}
 	if r.Healed {
 		what += healed

@@ -16,10 +16,13 @@ type Damage struct {
 	Blocks []int64
 	// Tree and Map say that the Merkle file, or the map of a sealed image, is damaged. If no block is, Rebuild makes both anew.
 	Tree, Map bool
+	// Root says that the data and the Merkle file of a sealed image agree, and not with the root that is recorded: one or the other is
+	// wrong, and nothing here vouches for either.
+	Root bool
 }
 
 // None tells whether nothing is damaged.
-func (d Damage) None() bool { return len(d.Blocks) == 0 && !d.Tree && !d.Map }
+func (d Damage) None() bool { return len(d.Blocks) == 0 && !d.Tree && !d.Map && !d.Root }
 
 // CheckFiles looks whether the image's folder still has the files that were opened, and of their sizes: what is mapped of a file that
 // was cut must not be touched. The error wraps ErrDamaged.
@@ -92,15 +95,22 @@ func (im *Image) Fsck(ctx context.Context, progress func(int64)) (Damage, error)
 	if !sealed {
 		return d, nil
 	}
-	root, err := hex.DecodeString(im.Root())
-	if err != nil || len(root) != hashSize {
-		return d, fmt.Errorf("checking image %s: its root is not recorded", im.Info.Key)
+	var root [hashSize]byte
+	if b, err := hex.DecodeString(im.Root()); err == nil {
+		copy(root[:], b)
 	}
-	bad := im.tree.verify([hashSize]byte(root))
+	made := fresh.root()
+	bad := im.tree.verify(root)
 	d.Map = !im.present.full()
-	d.Tree = len(bad) > 0 || !bytes.Equal(im.tree.super(), veritySuper(im.blocks, uuid)) || len(d.Blocks) > 0 && fresh.root() == [hashSize]byte(root)
-	if fresh.root() == [hashSize]byte(root) {
-		d.Blocks = nil // the data is right, so the leaves that differ are not
+	super := !bytes.Equal(im.tree.super(), veritySuper(im.blocks, uuid))
+	d.Tree = super || len(bad) > 0
+	switch {
+	case made == root: // the data is right, so the leaves that differ are not
+		d.Tree = d.Tree || len(d.Blocks) > 0
+		d.Blocks = nil
+		return d, nil
+	case len(d.Blocks) == 0 && len(im.tree.verify(made)) == 0:
+		d.Root, d.Tree = true, super
 		return d, nil
 	}
 	// leaves that nothing vouches for vouch for nothing
@@ -205,10 +215,27 @@ func (m *merkle) verify(root [hashSize]byte) (bad []int64) {
 	}
 }
 
-// Rebuild writes the Merkle file and the map of a sealed image anew from its data, which must have the recorded root.
-func (im *Image) Rebuild() error {
+// Rehash takes blocks for present and for right, and makes their leaves anew.
+func (im *Image) Rehash(blocks []int64) error {
+	var b [BlockSize]byte
+	for _, n := range blocks {
+		if _, err := im.f.ReadAt(b[:], n*BlockSize); err != nil {
+			return fmt.Errorf("hashing image %s: %w", im.Info.Key, err)
+		}
+		im.tree.hash(n, b[:])
+		im.mark(n, 1)
+	}
+	return nil
+}
+
+// Rebuild writes the Merkle file and the map of a sealed image anew from its data, which must have the recorded root. With anew,
+// the data is known to be right, and the root that it has is recorded.
+func (im *Image) Rebuild(ctx context.Context, anew bool) error {
 	buf := make([]byte, 1<<20)
 	for off := int64(0); off < im.Info.Size; {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
 		p := buf[:min(int64(len(buf)), im.Info.Size-off)]
 		if _, err := im.f.ReadAt(p, off); err != nil {
 			return fmt.Errorf("hashing image %s: %w", im.Info.Key, err)
@@ -219,9 +246,10 @@ func (im *Image) Rebuild() error {
 		im.tree.hash(off/BlockSize, p)
 		off += int64(len(p))
 	}
-	root := im.tree.finish()
-	if got := hex.EncodeToString(root[:]); got != im.Root() {
-		return fmt.Errorf("hashing image %s: its root is %s, not %s", im.Info.Key, got, im.Root())
+	h := im.tree.finish()
+	root, recorded := hex.EncodeToString(h[:]), im.Root()
+	if root != recorded && !anew {
+		return fmt.Errorf("hashing image %s: its root is %s, not %s", im.Info.Key, root, recorded)
 	}
 	if err := im.tree.sync(); err != nil {
 		return fmt.Errorf("writing Merkle tree of image %s: %w", im.Info.Key, err)
@@ -230,17 +258,23 @@ func (im *Image) Rebuild() error {
 	if err := im.present.sync(); err != nil {
 		return fmt.Errorf("writing map of image %s: %w", im.Info.Key, err)
 	}
-	return nil
+	if root == recorded {
+		return nil
+	}
+	return im.record(Sealed, root)
 }
 
 // Forget takes blocks of the image for missing from now on, in every process. The image is to be opened anew; one that was sealed is
-// lazy then, and must get its root again when it is sealed the next time.
-func (im *Image) Forget(blocks []int64) error {
+// lazy then, and must get its root again when it is sealed the next time, unless with root that is forgotten, too.
+func (im *Image) Forget(blocks []int64, root bool) error {
 	for _, b := range blocks {
 		im.present.clear(b)
 	}
 	if err := im.present.sync(); err != nil {
 		return fmt.Errorf("writing map of image %s: %w", im.Info.Key, err)
 	}
-	return nil
+	if !root {
+		return nil
+	}
+	return im.record(Lazy, "")
 }

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 )
 
@@ -114,7 +115,7 @@ func TestFsck(t *testing.T) {
 				t.Fatalf("found %v, tree %v; want %v, %v", d.Blocks, d.Tree, c.want, c.tree)
 			}
 			if len(d.Blocks) == 0 {
-				if err := im.Rebuild(); err != nil {
+				if err := im.Rebuild(t.Context(), false); err != nil {
 					t.Fatal(err)
 				}
 				if _, d := fsck(t, s); !d.None() {
@@ -122,10 +123,10 @@ func TestFsck(t *testing.T) {
 				}
 				return
 			}
-			if err := im.Rebuild(); err == nil {
+			if err := im.Rebuild(t.Context(), false); err == nil {
 				t.Error("a tree of wrong data was taken")
 			}
-			if err := im.Forget(d.Blocks); err != nil {
+			if err := im.Forget(d.Blocks, false); err != nil {
 				t.Fatal(err)
 			}
 			im, _ = fsck(t, s)
@@ -174,7 +175,7 @@ func TestFsckMap(t *testing.T) {
 			if c.want != nil {
 				return
 			}
-			if err := im.Rebuild(); err != nil {
+			if err := im.Rebuild(t.Context(), false); err != nil {
 				t.Fatal(err)
 			}
 			if im, d := fsck(t, s); !d.None() || im.State() != Sealed {
@@ -189,7 +190,7 @@ func TestSealAgain(t *testing.T) {
 	s := openStore(t)
 	sealed(t, s, 300)
 	im, _ := fsck(t, s)
-	if err := im.Forget([]int64{7}); err != nil {
+	if err := im.Forget([]int64{7}, false); err != nil {
 		t.Fatal(err)
 	}
 	im, _ = fsck(t, s)
@@ -237,5 +238,70 @@ func TestCheckFiles(t *testing.T) {
 				t.Errorf("got %v", err)
 			}
 		})
+	}
+}
+
+// TestFsckOtherRoot has another root recorded than that of the image: nothing says which one is right.
+func TestFsckOtherRoot(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		root  string // that is recorded
+		data  bool   // damaged, too
+		super bool   // of the tree
+	}{{"another", strings.Repeat("5", 64), false, false}, {"none", "", false, false}, {"and the superblock", strings.Repeat("5", 64), false, true}, {"and data", strings.Repeat("5", 64), true, false}} {
+		t.Run(c.name, func(t *testing.T) {
+			s := openStore(t)
+			root := sealed(t, s, 300)
+			im, _ := fsck(t, s)
+			if err := im.record(Sealed, c.root); err != nil {
+				t.Fatal(err)
+			}
+			if c.data {
+				flip(t, im.f.Name(), 7*BlockSize)
+			}
+			if c.super {
+				flip(t, filepath.Join(im.dir, "merkle"), 8)
+			}
+			d, err := im.Fsck(t.Context(), nil)
+			if err != nil || d.None() || d.Root == c.data || d.Tree != (c.data || c.super) || c.data != (len(d.Blocks) == 300) {
+				t.Fatalf("%+v, %v", d, err)
+			}
+			if err := im.Rebuild(t.Context(), false); err == nil {
+				t.Error("another root was taken for the one that is recorded")
+			}
+			if c.data {
+				if err := im.Forget([]int64{7}, true); err != nil {
+					t.Fatal(err)
+				}
+				if im, err = s.Image(t.Context(), testKey); err != nil {
+					t.Fatal(err)
+				}
+				defer im.Close()
+				err = im.Put(7*BlockSize, sealedContent(300)[7*BlockSize:][:BlockSize])
+				if err := errors.Join(err, im.Seal()); err != nil {
+					t.Fatal(err)
+				}
+			} else if err := im.Rebuild(t.Context(), true); err != nil {
+				t.Fatal(err)
+			}
+			if im, d := fsck(t, s); !d.None() || im.Root() != root {
+				t.Errorf("afterwards: %+v", d)
+			}
+		})
+	}
+}
+
+// TestRehash makes leaves anew that are wrong, of blocks that are right, and marks one that the map has lost.
+func TestRehash(t *testing.T) {
+	s := openStore(t)
+	sealed(t, s, 300)
+	im, _ := fsck(t, s)
+	flip(t, filepath.Join(im.dir, "merkle"), merkleSize(300)-3*BlockSize+32*7)
+	im.present.clear(9)
+	if err := im.Rehash([]int64{7, 9}); err != nil {
+		t.Fatal(err)
+	}
+	if im, d := fsck(t, s); !d.None() || im.State() != Sealed {
+		t.Errorf("%+v, %s", d, im.State())
 	}
 }

@@ -235,16 +235,10 @@ func (im *Image) Close() error {
 		errs = append(errs, im.tree.close())
 	}
 	if im.f != nil {
-		errs = append(errs, im.Retire())
+		im.early.close()
+		errs = append(errs, im.f.Close())
 	}
 	return errors.Join(errs...)
-}
-
-// Retire closes the image file and leaves the map and the tree mapped, for those who may still look at them: what they
-// ask for from now on fails, and does not fault. They stay mapped until the process ends.
-func (im *Image) Retire() error {
-	im.early.close()
-	return im.f.Close()
 }
 
 // recheck hashes every block that the map names and forgets those that differ from their leaf.
@@ -456,16 +450,22 @@ func (im *Image) Seal() error {
 	if err := errors.Join(im.f.Sync(), im.tree.sync(), im.present.sync()); err != nil {
 		return fmt.Errorf("sealing image %s: %w", im.Info.Key, err)
 	}
-	info := im.Info
-	info.State, info.Root = Sealed, hex.EncodeToString(root[:])
-	if im.Info.Root != "" && im.Info.Root != info.Root {
-		return fmt.Errorf("sealing image %s: its root was %s and is %s now", im.Info.Key, im.Info.Root, info.Root)
+	made := hex.EncodeToString(root[:])
+	if im.Info.Root != "" && im.Info.Root != made {
+		return fmt.Errorf("sealing image %s: its root was %s and is %s now", im.Info.Key, im.Info.Root, made)
 	}
-	if err := writeJSON(filepath.Join(im.dir, "info.json"), info); err != nil {
+	if err := im.record(Sealed, made); err != nil {
 		return fmt.Errorf("sealing image %s: %w", im.Info.Key, err)
 	}
 	im.sealed.Store(true)
 	return nil
+}
+
+// record writes state and root to info.json.
+func (im *Image) record(s State, root string) error {
+	info := im.Info
+	info.State, info.Root = s, root
+	return writeJSON(filepath.Join(im.dir, "info.json"), info)
 }
 
 // Root is the Merkle root in hex of a sealed image.

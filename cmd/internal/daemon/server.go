@@ -433,7 +433,7 @@ func (s *server) remove(w http.ResponseWriter, r *http.Request) {
 		fail(w, fmt.Errorf("image %.12s is %w: it is being filled", key, errBusy))
 		return
 	}
-	if err := s.cache.Remove(key); err != nil {
+	if err := s.cache.Remove(r.Context(), key); err != nil {
 		fail(w, err)
 		return
 	}
