@@ -159,7 +159,7 @@ func (s *server) fetchFound(ctx context.Context, f *finding, manifest, name stri
 		if err != nil {
 			return nil, err
 		}
-		return p, s.keep(p, Found)
+		return p, s.keep(ctx, p, Found)
 	}
 	return nil, nil
 }

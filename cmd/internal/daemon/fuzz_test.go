@@ -73,7 +73,7 @@ func FuzzRequests(f *testing.F) {
 			serve(t, s, h, o, want, strings.NewReplacer(keyWord, string(o.Key), layoutWord, img).Replace(line))
 		}
 		s.stop()
-		s.work.Wait()
+		s.end()
 		if s.busy != 0 || len(s.leases) != 0 || len(s.opening) != 0 {
 			t.Errorf("%d pieces of work are left, leases of %d images, %d openings", s.busy, len(s.leases), len(s.opening))
 		}
@@ -106,7 +106,7 @@ func newServer(t testing.TB, dir string) *server {
 	log := slog.New(slog.DiscardHandler)
 	return &server{
 		cache: lazy.NewCache(st, lazy.Options{Log: log}), st: st, log: log, started: time.Now(), transport: nowhere{}, ctx: ctx, stop: cancel,
-		leases: make(map[store.Key]map[*lease]bool), opening: make(map[*Opening]bool), idle: time.Now(),
+		leases: make(map[store.Key]map[*lease]bool), removing: make(map[store.Key]bool), opening: make(map[*Opening]bool), idle: time.Now(),
 	}
 }
 

@@ -73,15 +73,31 @@ func (s *server) keptAs(id string) (*Kept, error) {
 	return k, nil
 }
 
-func (s *server) keep(p *profile.Profile, origin string) error {
+// keep keeps a profile unless a better one is there. An imported one gives way to another import only, one that was found not to a
+// recording, and a recording to that of a run that read more: a first run may have been interrupted.
+func (s *server) keep(ctx context.Context, p *profile.Profile, origin string) error {
 	b, err := p.Encode()
+	if err == nil {
+		b, err = json.Marshal(Kept{origin, b})
+	}
 	if err != nil {
 		return err
 	}
-	if b, err = json.Marshal(Kept{origin, b}); err != nil {
+	id := profile.ID(p.Image, p.Name)
+	unlock, err := s.keeping.Lock(ctx, id)
+	if err != nil {
 		return err
 	}
-	return s.st.PutProfile(profile.ID(p.Image, p.Name), b)
+	defer unlock()
+	if k, err := s.keptAs(id); err == nil {
+		old, err := profile.Decode(k.Profile)
+		switch {
+		case err != nil || origin == Imported:
+		case k.Origin == Imported, origin == Recorded && (k.Origin == Found || old.Bytes() >= p.Bytes()):
+			return nil
+		}
+	}
+	return s.st.PutProfile(id, b)
 }
 
 // replay answers at once; what profile there is shows later, if it is still being looked for.
@@ -151,8 +167,7 @@ func (s *server) checkManifest(im *lazy.Image, manifest string) error {
 	return err
 }
 
-// reads keeps a recording as a profile, unless a better one is there: one that was imported or found, or of a run that read more. A
-// first run may have been interrupted.
+// reads keeps a recording as a profile.
 func (s *server) reads(w http.ResponseWriter, r *http.Request) {
 	var req ReadsRequest
 	err := readBody(r, &req)
@@ -164,7 +179,7 @@ func (s *server) reads(w http.ResponseWriter, r *http.Request) {
 		err = s.checkManifest(im, req.Manifest)
 	}
 	if err == nil {
-		err = s.record(im, req)
+		err = s.record(r.Context(), im, req)
 	}
 	if err != nil {
 		fail(w, err)
@@ -173,7 +188,7 @@ func (s *server) reads(w http.ResponseWriter, r *http.Request) {
 	w.WriteHeader(http.StatusNoContent)
 }
 
-func (s *server) record(im *lazy.Image, req ReadsRequest) error {
+func (s *server) record(ctx context.Context, im *lazy.Image, req ReadsRequest) error {
 	if len(req.Reads) > profile.MaxTouches {
 		return fmt.Errorf("recording profile: %d reads, more than %d", len(req.Reads), profile.MaxTouches)
 	}
@@ -185,13 +200,7 @@ func (s *server) record(im *lazy.Image, req ReadsRequest) error {
 	if err != nil || len(p.Touches) == 0 || wholesale(p, im.Info()) {
 		return err
 	}
-	if k, err := s.keptAs(profile.ID(p.Image, p.Name)); err == nil {
-		old, err := profile.Decode(k.Profile)
-		if err == nil && (k.Origin != Recorded || old.Bytes() >= p.Bytes()) {
-			return nil
-		}
-	}
-	return s.keep(p, Recorded)
+	return s.keep(ctx, p, Recorded)
 }
 
 // maxStart is how many bytes a recording may name even if they are most of the image.
@@ -260,7 +269,7 @@ func (s *server) putProfile(w http.ResponseWriter, r *http.Request) {
 		p, err = profile.Decode(b)
 	}
 	if err == nil {
-		err = s.keep(p, Imported)
+		err = s.keep(r.Context(), p, Imported)
 	}
 	if err != nil {
 		fail(w, fmt.Errorf("importing profile: %w", err))

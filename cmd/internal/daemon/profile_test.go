@@ -16,7 +16,7 @@ func TestProfiles(t *testing.T) {
 	s := newServer(t, t.TempDir())
 	defer func() {
 		s.stop()
-		s.work.Wait()
+		s.end()
 		if err := s.cache.Close(); err != nil {
 			t.Error(err)
 		}

@@ -35,15 +35,18 @@ type server struct {
 	started   time.Time
 	ctx       context.Context // of the daemon's life: fillers run on it
 	stop      context.CancelFunc
-	work      sync.WaitGroup    // fillers
+	work      sync.WaitGroup    // requests, fillers, and what these start
 	transport http.RoundTripper // shared by all registries: one pool of connections
 	found     findings
+	keeping   store.Locks[string] // of profiles, by id
 
-	mu      sync.Mutex
-	leases  map[store.Key]map[*lease]bool
-	opening map[*Opening]bool
-	busy    int       // requests and fillers under way
-	idle    time.Time // since when busy is 0
+	mu       sync.Mutex // guards what follows
+	leases   map[store.Key]map[*lease]bool
+	removing map[store.Key]bool // nobody gets a lease
+	opening  map[*Opening]bool
+	busy     int       // requests and fillers under way
+	idle     time.Time // since when busy is 0
+	ending   bool      // none begins any more
 }
 
 type lease struct{ who string }
@@ -84,7 +87,7 @@ func Run(ctx context.Context, c Config) error {
 	defer cancel()
 	s := &server{
 		cache: lazy.NewCache(st, lazy.Options{Log: c.Log}), st: st, log: c.Log, started: time.Now(), transport: registry.NewTransport(), ctx: ctx, stop: cancel,
-		leases: make(map[store.Key]map[*lease]bool), opening: make(map[*Opening]bool), idle: time.Now(),
+		leases: make(map[store.Key]map[*lease]bool), removing: make(map[store.Key]bool), opening: make(map[*Opening]bool), idle: time.Now(),
 	}
 	hs := &http.Server{Handler: s.routes(), BaseContext: func(net.Listener) context.Context { return ctx }, ErrorLog: slog.NewLogLogger(c.Log.Handler(), slog.LevelDebug)}
 	s.work.Go(func() {
@@ -97,7 +100,7 @@ func Run(ctx context.Context, c Config) error {
 	c.Log.Info("daemon serves", "cache", st.Dir(), "pid", os.Getpid())
 	err = hs.Serve(l)
 	cancel()
-	s.work.Wait()
+	s.end()
 	if errors.Is(err, http.ErrServerClosed) {
 		err = nil
 	}
@@ -123,18 +126,31 @@ func (s *server) endIdle(after time.Duration) {
 	}
 }
 
-// enter counts a piece of work; the function it returns ends it.
-func (s *server) enter() func() {
+// enter counts a piece of work, which leave ends, unless the daemon ends.
+func (s *server) enter() (leave func(), ok bool) {
 	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ending {
+		return nil, false
+	}
 	s.busy++
-	s.mu.Unlock()
+	s.work.Add(1)
 	return func() {
 		s.mu.Lock()
 		if s.busy--; s.busy == 0 {
 			s.idle = time.Now()
 		}
 		s.mu.Unlock()
-	}
+		s.work.Done()
+	}, true
+}
+
+// end waits for all work, whose contexts have ended. None begins any more.
+func (s *server) end() {
+	s.mu.Lock()
+	s.ending = true
+	s.mu.Unlock()
+	s.work.Wait()
 }
 
 func (s *server) routes() http.Handler {
@@ -159,7 +175,11 @@ func (s *server) routes() http.Handler {
 		s.stop()
 	})
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		defer s.enter()()
+		leave, ok := s.enter()
+		if !ok {
+			panic(http.ErrAbortHandler) // the client asks the next daemon
+		}
+		defer leave()
 		r.Body = http.MaxBytesReader(w, r.Body, profile.MaxSize)
 		mux.ServeHTTP(w, r)
 	})
@@ -260,16 +280,19 @@ func (s *server) openImage(ctx context.Context, req OpenRequest, out *lines) (*O
 
 // fill starts the filler, which runs until the image is sealed or the daemon ends.
 func (s *server) fill(im *lazy.Image) {
-	if im.State() == store.Sealed || im.Filling() || s.ctx.Err() != nil {
+	if im.State() == store.Sealed || im.Filling() {
 		return
 	}
-	leave := s.enter()
-	s.work.Go(func() {
+	leave, ok := s.enter()
+	if !ok {
+		return
+	}
+	go func() {
 		defer leave()
-		if err := im.Fill(s.ctx); err != nil && s.ctx.Err() == nil {
+		if err := im.Fill(s.ctx); err != nil && s.ctx.Err() == nil && !errors.Is(err, lazy.ErrReopened) {
 			s.log.Error("filling image", "image", im.Info().Key, "err", err)
 		}
-	})
+	}()
 }
 
 // image gives an image of the cache, with somewhere to fetch from.
@@ -293,12 +316,10 @@ func (s *server) image(ctx context.Context, r *http.Request) (*lazy.Image, error
 func (s *server) lease(w http.ResponseWriter, r *http.Request) {
 	key := store.Key(r.PathValue("key"))
 	l := &lease{who: r.URL.Query().Get("who")}
-	s.mu.Lock()
-	if s.leases[key] == nil {
-		s.leases[key] = make(map[*lease]bool)
+	if !s.addLease(key, l) {
+		fail(w, fmt.Errorf("%w: image %.12s is being removed", store.ErrNotCached, key))
+		return
 	}
-	s.leases[key][l] = true
-	s.mu.Unlock()
 	defer func() {
 		s.mu.Lock()
 		delete(s.leases[key], l)
@@ -318,6 +339,20 @@ func (s *server) lease(w http.ResponseWriter, r *http.Request) {
 	w.WriteHeader(http.StatusOK)
 	http.NewResponseController(w).Flush()
 	<-r.Context().Done()
+}
+
+// addLease refuses a lease of an image that is being removed.
+func (s *server) addLease(key store.Key, l *lease) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.removing[key] {
+		return false
+	}
+	if s.leases[key] == nil {
+		s.leases[key] = make(map[*lease]bool)
+	}
+	s.leases[key][l] = true
+	return true
 }
 
 func (s *server) need(w http.ResponseWriter, r *http.Request) {
@@ -356,6 +391,10 @@ func (s *server) wait(w http.ResponseWriter, r *http.Request) {
 	t := time.NewTicker(200 * time.Millisecond)
 	defer t.Stop()
 	for {
+		if im, err = s.image(r.Context(), r); err != nil { // another one, after a check that found damage
+			out.send(Message{Error: toError(err)})
+			return
+		}
 		sealed := im.State() == store.Sealed
 		if !sealed && !im.Filling() {
 			if err := im.Err(); err != nil {
@@ -400,7 +439,7 @@ func (s *server) fsck(w http.ResponseWriter, r *http.Request) {
 		}
 	})
 	if !rep.None() {
-		s.log.Warn("image is damaged", "image", key, "blocks", rep.Bad, "first", rep.Offsets, "tree", rep.Tree, "map", rep.Map,
+		s.log.Warn("image is damaged", "image", key, "blocks", rep.Bad, "first", rep.Offsets, "tree", rep.Tree, "map", rep.Map, "root", rep.Root,
 			"files", rep.Files, "healed", rep.Healed, "err", err)
 	}
 	if err == nil && rep.Healed && rep.Files == "" {
@@ -418,26 +457,35 @@ func (s *server) fsck(w http.ResponseWriter, r *http.Request) {
 
 func (s *server) remove(w http.ResponseWriter, r *http.Request) {
 	key := store.Key(r.PathValue("key"))
-	s.mu.Lock()
-	var users []string
-	for l := range s.leases[key] {
-		users = append(users, l.who)
+	err := s.removal(key)
+	if err == nil {
+		err = s.cache.Remove(r.Context(), key)
+		s.mu.Lock()
+		delete(s.removing, key)
+		s.mu.Unlock()
 	}
-	s.mu.Unlock()
-	im := s.cache.Loaded(key)
-	switch {
-	case len(users) > 0:
-		fail(w, fmt.Errorf("image %.12s is %w: %s", key, errBusy, users[0]))
-		return
-	case im != nil && im.Filling():
-		fail(w, fmt.Errorf("image %.12s is %w: it is being filled", key, errBusy))
-		return
-	}
-	if err := s.cache.Remove(r.Context(), key); err != nil {
+	if err != nil {
 		fail(w, err)
 		return
 	}
 	w.WriteHeader(http.StatusNoContent)
+}
+
+// removal begins the removal of an image that nobody uses.
+func (s *server) removal(key store.Key) error {
+	if im := s.cache.Loaded(key); im != nil && im.Filling() {
+		return fmt.Errorf("image %.12s is %w: it is being filled", key, errBusy)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for l := range s.leases[key] {
+		return fmt.Errorf("image %.12s is %w: %s", key, errBusy, l.who)
+	}
+	if s.removing[key] {
+		return fmt.Errorf("%w: image %.12s is being removed", store.ErrNotCached, key)
+	}
+	s.removing[key] = true
+	return nil
 }
 
 func (s *server) imageStatus(info store.Info, refs []store.Ref) ImageStatus {
