@@ -15,7 +15,6 @@ import (
 	"net/netip"
 	"strings"
 	"sync"
-	"time"
 
 	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
@@ -41,9 +40,10 @@ type Options struct {
 
 // Repo is one image's repository.
 type Repo struct {
-	ref     name.Reference
-	session *session
-	retry   blob.Policy
+	ref       name.Reference
+	session   *session
+	transport http.RoundTripper // as Options have it
+	retry     blob.Policy
 
 	mu   sync.Mutex
 	root root // what Resolve found last
@@ -59,7 +59,7 @@ func Open(r ref.Ref, o Options) (*Repo, error) {
 	if r.Transport != ref.Registry || r.Name == nil {
 		return nil, fmt.Errorf("opening %v: not a reference to a registry", r)
 	}
-	return &Repo{ref: r.Name, session: newSession(r.Name.Context(), o), retry: o.Retry}, nil
+	return &Repo{ref: r.Name, session: newSession(r.Name.Context(), o), transport: o.Transport, retry: o.Retry}, nil
 }
 
 // SetAuth replaces the credentials. A token that was got with others is used until the registry refuses it.
@@ -68,23 +68,6 @@ func (r *Repo) SetAuth(auth authn.AuthConfig) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.auth = auth
-}
-
-// NewTransport makes a transport for many range requests to few hosts: HTTP/1.1, since parallel transfers over one
-// HTTP/2 connection share one congestion window, with up to 16 idle connections per host, and never decompressing.
-// Proxies are taken from the environment. Its CloseIdleConnections should be called when it is used no more.
-func NewTransport() *http.Transport {
-	t := http.DefaultTransport.(*http.Transport).Clone()
-	t.Protocols = new(http.Protocols)
-	t.Protocols.SetHTTP1(true)
-	t.ForceAttemptHTTP2 = false
-	t.DisableCompression = true
-	t.MaxIdleConns = 128
-	t.MaxIdleConnsPerHost = 16
-	t.IdleConnTimeout = 90 * time.Second
-	t.TLSHandshakeTimeout = 10 * time.Second
-	t.ReadBufferSize = 64 << 10
-	return t
 }
 
 // loopback says whether host, with or without a port, is this machine by its form alone: "localhost", 127.0.0.0/8, ::1.

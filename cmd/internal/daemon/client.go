@@ -85,7 +85,7 @@ func (c *Client) Ensure(ctx context.Context) error {
 	go func() { ended <- cmd.Wait() }()
 	ctx, cancel := context.WithTimeoutCause(ctx, 20*time.Second, errors.New("it does not answer"))
 	defer cancel()
-	for wait := 5 * time.Millisecond; ; wait = min(2*wait, 200*time.Millisecond) {
+	for wait := 2 * time.Millisecond; ; wait = min(wait*5/4, 200*time.Millisecond) { // it takes some 20 ms
 		if c.ping(ctx) == nil {
 			return nil
 		}

@@ -20,6 +20,16 @@ type repo struct{ lazy.Repo }
 
 func (r repo) Blob(d v1.Descriptor) blob.Source { return blob.Retry(r.Repo.Blob(d), blob.Policy{}) }
 
+// warm has connections opened that an image's layers will need.
+func warm(ctx context.Context, r lazy.Repo) {
+	if of, ok := r.(repo); ok {
+		r = of.Repo
+	}
+	if w, ok := r.(interface{ Warm(context.Context) }); ok {
+		w.Warm(ctx)
+	}
+}
+
 // OpenRepo opens where a reference points to. Without credentials it looks for them itself, in the files of the user
 // that runs this process: so an image whose client is gone can still be filled after a restart.
 func OpenRepo(ctx context.Context, r ref.Ref, auth *authn.AuthConfig, insecure bool, t http.RoundTripper) (lazy.Repo, error) {

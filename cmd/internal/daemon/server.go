@@ -234,6 +234,9 @@ func (s *server) openImage(ctx context.Context, req OpenRequest, out *lines) (*O
 		if repo, err = OpenRepo(ctx, name, req.Auth, req.Insecure, s.transport); err != nil {
 			return nil, err
 		}
+		if _, err := s.st.Ref(name.String(), p.String()); err != nil { // all its layers will be asked for
+			warm(s.ctx, repo)
+		}
 	}
 	made := false
 	cold := func(manifest string) func(context.Context) *profile.Profile {
