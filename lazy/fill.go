@@ -19,16 +19,22 @@ func (im *Image) Fill(ctx context.Context) error {
 		return err
 	}
 	defer done()
-	if im.file.State() == store.Sealed || !im.filling.CompareAndSwap(false, true) {
+	if !im.filling.CompareAndSwap(false, true) {
 		return nil
 	}
 	defer im.filling.Store(false)
+	if im.file.State() == store.Sealed {
+		return nil
+	}
 	err = im.fill(ctx)
 	if err == nil {
 		err = im.c.refused(im.file.Info)
 	}
 	if err == nil {
 		err = im.file.Seal()
+	}
+	if err == nil {
+		close(im.sealed) // once: whoever fills it next sees its state
 	}
 	if ctx.Err() == nil {
 		im.mu.Lock()

@@ -27,6 +27,7 @@ type Image struct {
 
 	fetched   atomic.Int64 // compressed bytes asked of the network since the daemon runs
 	filling   atomic.Bool
+	sealed    chan struct{} // closed when the image is
 	replaying atomic.Bool
 	jobs      sync.WaitGroup  // and all else that begin counts
 	ctx       context.Context // ended by end, with mu held
@@ -69,6 +70,9 @@ func (im *Image) Present() (n int64) {
 	im.look(func() { n = im.file.Present() })
 	return n
 }
+
+// Sealed is closed when the image is sealed, or was.
+func (im *Image) Sealed() <-chan struct{} { return im.sealed }
 
 // Err is why the filler stopped before the end, or nil.
 func (im *Image) Err() error {

@@ -110,9 +110,10 @@ func (c *Cache) Close() error {
 func (c *Cache) Image(ctx context.Context, k store.Key) (*Image, error) { return c.load(ctx, k, false) }
 
 func (c *Cache) newImage(ctx context.Context, f *store.Image) (*Image, error) {
-	im := &Image{c: c, file: f, jobsOf: make(map[int]*job)}
+	im := &Image{c: c, file: f, jobsOf: make(map[int]*job), sealed: make(chan struct{})}
 	im.ctx, im.cancel = context.WithCancel(context.Background())
 	if f.State() == store.Sealed {
+		close(im.sealed)
 		return im, nil
 	}
 	var err error

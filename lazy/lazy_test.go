@@ -255,13 +255,27 @@ func check(t *testing.T, im *Image, files map[string][]byte) {
 
 func fill(t *testing.T, im *Image) string {
 	t.Helper()
+	was := im.State() == store.Sealed
+	if told(im) != was {
+		t.Fatalf("whoever waits is told that the image is sealed: %v, it is: %v", told(im), was)
+	}
 	if err := im.Fill(context.Background()); err != nil {
 		t.Fatal(err)
 	}
-	if im.State() != store.Sealed {
-		t.Fatal(im.State())
+	if im.State() != store.Sealed || !told(im) {
+		t.Fatalf("%s; whoever waits is told: %v", im.State(), told(im))
 	}
 	return im.Root()
+}
+
+// told says whether whoever waits for an image to be sealed waits no more.
+func told(im *Image) bool {
+	select {
+	case <-im.Sealed():
+		return true
+	default:
+		return false
+	}
 }
 
 // TestLazyAndStreamed opens an image of both kinds of layers, with chunks that share blocks, and fills it in several ways: the

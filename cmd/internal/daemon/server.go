@@ -413,6 +413,7 @@ func (s *server) wait(w http.ResponseWriter, r *http.Request) {
 		select {
 		case <-r.Context().Done():
 			return
+		case <-im.Sealed():
 		case <-t.C:
 		}
 	}
