@@ -140,6 +140,35 @@ func TestFsckFiles(t *testing.T) {
 	}
 }
 
+// TestFsckPack damages what is kept of an image's layers: fsck finds that, and removes it; the image stays what it is.
+func TestFsckPack(t *testing.T) {
+	l := newLab(t)
+	image := fixtureImage(t, formGzip)
+	s := l.seal(l.mount(image))
+	before := shaFile(t, s.file)
+	l.do("pexfs", "daemon", "stop") // by then it is written
+	name := filepath.Join(filepath.Dir(s.file), "layers")
+	if err := flipBit(name, 100); err != nil {
+		t.Fatal(err)
+	}
+	const said = "what is kept of its layers for other images is damaged"
+	for _, run := range []struct {
+		args []string
+		code int
+		out  string
+	}{{[]string{"fsck", "-n"}, 4, said}, {[]string{"fsck", image}, 1, said + "; healed"}, {[]string{"fsck"}, 0, "all right"}} {
+		if out, code := l.try("pexfs", run.args...); code != run.code || !strings.Contains(out, run.out) {
+			t.Errorf("%q ended with %d: %s", run.args, code, out)
+		}
+	}
+	if _, err := os.Stat(name); err == nil {
+		t.Error("it is still there")
+	}
+	if shaFile(t, s.file) != before {
+		t.Error("the image is another")
+	}
+}
+
 func sorted(offs ...int64) []int64 {
 	slices.Sort(offs)
 	return offs

@@ -28,12 +28,12 @@ func (c *Cache) build(ctx context.Context, r *recipe, tell func(Event)) (*Image,
 	return im, nil
 }
 
-func (c *Cache) put(ctx context.Context, r *recipe, sources []source, tell func(Event)) (*Image, error) {
+func (c *Cache) put(ctx context.Context, r *recipe, sources []source, tell func(Event)) (made *Image, err error) {
 	done, err := c.use(ctx, sources)
 	if err != nil {
 		return nil, err
 	}
-	defer done()
+	defer func() { done(made) }()
 	lim := c.limits(r.opts)
 	s := c.newScan(lim, r.opts.Stream, tell)
 	for range 2 {
@@ -165,17 +165,28 @@ func (c *Cache) write(ctx context.Context, f *store.Image, l *erofs.Layout, sour
 	if err != nil {
 		return nil, err
 	}
-	// what is in no spool must be in another image
-	type want struct {
-		off   int64
-		layer int
+	if left, err = c.copyHeld(ctx, f, left, layers); err != nil {
+		return nil, err
 	}
-	elsewhere := make(map[layer.Key]want)
-	keys := make(map[layer.Key]bool)
+	if left, err = c.copyRests(f, left, sources, layers); err != nil {
+		return nil, err
+	}
 	for _, e := range left {
-		ly := int(e.Content.Layer)
-		k := layers[ly].Contents[e.Content.Index].Key
-		elsewhere[k] = want{e.Off, ly}
+		if missing == nil {
+			missing = make(map[string]bool)
+		}
+		missing[sources[e.Content.Layer].d.Digest.Hex] = true
+	}
+	return missing, nil
+}
+
+// copyHeld copies contents of streamed layers that other images show, and returns those that none does.
+func (c *Cache) copyHeld(ctx context.Context, f *store.Image, extents []erofs.Extent, layers []*layer.Packed) (left []erofs.Extent, err error) {
+	elsewhere := make(map[layer.Key]erofs.Extent)
+	keys := make(map[layer.Key]bool)
+	for _, e := range extents {
+		k := layers[e.Content.Layer].Contents[e.Content.Index].Key
+		elsewhere[k] = e
 		keys[k] = true
 	}
 	if len(keys) == 0 {
@@ -184,21 +195,15 @@ func (c *Cache) write(ctx context.Context, f *store.Image, l *erofs.Layout, sour
 	var cerr error
 	err = c.holders(ctx, keys, f.Info.Key, func(k layer.Key, from *store.Image, e extent) bool {
 		if leaves := from.Leaves(e.off, e.size); cerr == nil && layer.BlocksKey(e.size, leaves) == k { // else it is damaged
-			cerr = f.Clone(elsewhere[k].off, from.File(), e.off, e.size, leaves)
+			cerr = f.Clone(elsewhere[k].Off, from.File(), e.off, e.size, leaves)
 			delete(elsewhere, k)
 		}
 		return false
 	})
-	if err := errors.Join(err, cerr); err != nil {
-		return nil, err
+	for _, e := range elsewhere {
+		left = append(left, e)
 	}
-	for _, w := range elsewhere {
-		if missing == nil {
-			missing = make(map[string]bool)
-		}
-		missing[sources[w.layer].d.Digest.Hex] = true
-	}
-	return missing, nil
+	return left, errors.Join(err, cerr)
 }
 
 // metaWriter passes on what a layout writes, in whole blocks, as present.

@@ -16,19 +16,22 @@ type FsckReport struct {
 	Tree    bool    `json:"tree"`    // the Merkle tree was damaged
 	Map     bool    `json:"map"`     // the map of a sealed image was damaged
 	Root    bool    `json:"root"`    // the root that was recorded is not that of the data and the Merkle tree, which agree
+	Layers  bool    `json:"layers"`  // what is kept of its layers for other images was damaged
 	Files   string  `json:"files"`   // what is wrong with its other files, so that it can't be used at all
 	Healed  bool    `json:"healed"`  // all of it is right now, or will be as soon as it is read, filled or opened
 }
 
 // None tells whether nothing was damaged.
-func (r FsckReport) None() bool { return r.Bad == 0 && !r.Tree && !r.Map && !r.Root && r.Files == "" }
+func (r FsckReport) None() bool {
+	return r.Bad == 0 && !r.Tree && !r.Map && !r.Root && !r.Layers && r.Files == ""
+}
 
 const maxOffsets = 100 // in a report
 
 // Fsck reads all that is present of an image and compares it with the image's Merkle tree. With heal, damaged metadata is made
 // anew from what is known of the layers, damaged contents of streamed layers by streaming these again, and all other damaged
 // contents are forgotten, so that they are fetched by the next reader or filler. Contents that the tree doesn't vouch for, but
-// the digests of the layers do, are not damaged. So a root that is wrong is found anew, too. An image whose other files are damaged is
+// the digests of the layers do, are not damaged. So a root that is wrong is found anew, too. What is kept of its layers for other images is removed if it is damaged; an image whose other files are is
 // removed, to be made anew when it is opened. repo is asked for where to fetch from when that is known to be necessary. The
 // image may be in use; what its users have read or mapped of damaged blocks already, they have. The error wraps ErrBusy while the
 // image is being filled.
@@ -102,6 +105,11 @@ func (c *Cache) fsck(ctx context.Context, im *Image, repo func(store.Info) (Repo
 	rep.Bad, rep.Tree, rep.Map, rep.Root = int64(len(d.Blocks)), d.Tree, d.Map, d.Root
 	for _, b := range d.Blocks[:min(len(d.Blocks), maxOffsets)] {
 		rep.Offsets = append(rep.Offsets, b*store.BlockSize)
+	}
+	if rep.Layers = errors.Is(c.st.CheckPack(im.file.Info.Key), store.ErrDamaged); rep.Layers && heal { // all of it can be fetched
+		if err := c.st.RemovePack(im.file.Info.Key); err != nil {
+			return loss{}, err
+		}
 	}
 	switch {
 	case d.None() || !heal:

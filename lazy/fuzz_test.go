@@ -93,6 +93,7 @@ func FuzzManifest(f *testing.F) {
 		}
 		r := &hostileRepo{repo, [][]byte{first, second, third}}
 		o, err := c.Open(context.Background(), name, r, OpenOptions{Platform: amd64, Strict: strict})
+		c.trims.Wait()
 		if left, _ := filepath.Glob(filepath.Join(dir, "tmp", "*")); len(left) > 0 {
 			t.Errorf("left over: %v", left)
 		}

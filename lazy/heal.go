@@ -152,7 +152,7 @@ func (c *Cache) remake(ctx context.Context, im *Image, p *plan, bad []int64, str
 	if err != nil {
 		return err
 	}
-	defer done()
+	defer done(im)
 	s := c.newScan(c.opts.Limits, false, tell)
 	for i := range streamed {
 		s.again[sources[p.extent(i).layer].d.Digest.Hex] = true

@@ -56,6 +56,8 @@ type Options struct {
 	Log    *slog.Logger // nil: none
 	// ReadTimeout bounds the time one Need waits for the network; 0 is 60 s.
 	ReadTimeout time.Duration
+	// Once keeps nothing for other images on the same layers: the folder is for one image.
+	Once bool
 }
 
 // Cache opens images into one cache folder.
@@ -70,11 +72,11 @@ type Cache struct {
 	// decoders are *layer.ChunkReaders at rest: each has some hundred KiB of tables and windows.
 	decoders sync.Pool
 	keys     store.Locks[store.Key] // of images that are loaded or changed
-	spools   store.Locks[string]    // of layers, by digest in hex, whose spools are trimmed
+	spools   store.Locks[string]    // of layers, by digest in hex, of which is removed what nobody uses
 	trims    sync.WaitGroup
 	mu       sync.Mutex           // guards what follows
 	images   map[store.Key]*Image // open for filling
-	using    map[string]int       // layers whose spools openings use, by digest in hex
+	using    map[string]int       // layers that openings use, by digest in hex
 }
 
 // NewCache works on st, whose lock the caller holds.

@@ -207,7 +207,7 @@ func TestUseWhileTrimming(t *testing.T) {
 	if err != nil || len(c.using) != 2 {
 		t.Fatal(err, c.using)
 	}
-	done()
+	done(nil)
 	if len(c.using) != 0 {
 		t.Errorf("%v are in use", c.using)
 	}

@@ -157,7 +157,7 @@ func (s *scan) layer(ctx context.Context, src *source, known <-chan struct{}) (*
 		if err != nil {
 			return nil, err
 		}
-		defer done()
+		defer done(nil)
 		s.p.total.Add(src.d.Size)
 		return c.stream(ctx, src.repo.Blob(src.d), src.d, src.diffID, name, s.lim, &s.p)
 	})

@@ -2,15 +2,17 @@ package lazy
 
 import (
 	"context"
-	"errors"
+	"fmt"
 
-	"github.com/pexfs/pex/lazy/layer"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+
 	"github.com/pexfs/pex/lazy/store"
 )
 
-// use keeps the spools of these layers while an opening may copy from them; done ends that, and has those trimmed that no other
-// opening uses. Nobody waits for that but who wants to use them again, and Close. The error is that of ctx.
-func (c *Cache) use(ctx context.Context, sources []source) (done func(), err error) {
+// use keeps what the cache has of these layers while an opening may need it; done ends that. What is known of the layers of the
+// image that was made, if one was (nil: none was), goes beside it then, and what no other opening uses is removed. Nobody waits for
+// that but Close, and for the removal whoever wants to use these layers again. The error is that of ctx.
+func (c *Cache) use(ctx context.Context, sources []source) (done func(made *Image), err error) {
 	for i, s := range sources {
 		hexDigest := s.d.Digest.Hex
 		unlock, err := c.spools.Lock(ctx, hexDigest)
@@ -23,7 +25,20 @@ func (c *Cache) use(ctx context.Context, sources []source) (done func(), err err
 		c.mu.Unlock()
 		unlock()
 	}
-	return func() { c.unuse(sources) }, nil
+	return func(made *Image) {
+		if made == nil || c.opts.Once {
+			c.unuse(sources)
+			return
+		}
+		c.trims.Go(func() {
+			if info := made.Info(); !c.st.Packed(info.Key) {
+				if err := c.pack(info); err != nil {
+					c.log.Warn("keeping what is known of layers", "image", info.Key, "err", err)
+				}
+			}
+			c.unuse(sources)
+		})
+	}, nil
 }
 
 func (c *Cache) unuse(sources []source) {
@@ -36,9 +51,9 @@ func (c *Cache) unuse(sources []source) {
 			delete(c.using, hexDigest)
 		}
 		c.mu.Unlock()
-		if last && s.diffID.Hex != "" { // else nothing was read
+		if last {
 			c.trims.Go(func() {
-				if err := c.trimUnused(hexDigest, s.tarName()); err != nil {
+				if err := c.dropUnused(hexDigest); err != nil {
 					c.log.Warn("trimming layer", "layer", s.d.Digest, "err", err)
 				}
 			})
@@ -46,8 +61,8 @@ func (c *Cache) unuse(sources []source) {
 	}
 }
 
-// trimUnused trims a layer's spool unless an opening uses it, which has it trimmed itself.
-func (c *Cache) trimUnused(hexDigest, name string) error {
+// dropUnused removes what nobody needs of a layer unless an opening uses it, which does it itself.
+func (c *Cache) dropUnused(hexDigest string) error {
 	unlock, err := c.spools.Lock(context.Background(), hexDigest)
 	if err != nil {
 		return err
@@ -59,63 +74,17 @@ func (c *Cache) trimUnused(hexDigest, name string) error {
 	if used {
 		return nil
 	}
-	return c.trim(hexDigest, name)
+	return c.st.DropLayer(hexDigest)
 }
 
-// keepHidden bounds what is kept of a streamed layer for the next image on the same base although no image shows it: up to
-// 1/keepHidden of the layer's contents. Where more is hidden, the layer would be streamed again.
-const keepHidden = 2
-
-// trim gives up what images hold of a layer's spool, and the rest too if that is much. It depends on nothing but the
-// cache folder, so that it can run again after a crash.
-func (c *Cache) trim(hexDigest, name string) error {
-	sp, err := c.st.LayerSpool(hexDigest)
-	if errors.Is(err, store.ErrNotCached) {
-		return nil
-	}
+// indexOf is the name of the index that an image's layer was read from, and the layer's digest in hex.
+func indexOf(l store.Layer) (hexDigest, name string, err error) {
+	d, err := v1.NewHash(l.Digest)
 	if err != nil {
-		return err
+		return "", "", fmt.Errorf("reading the layers of an image: %w", err)
 	}
-	defer sp.Close()
-	ix, err := c.cachedIndex(hexDigest, name)
-	if err != nil {
-		return errors.Join(err, c.st.DropSpool(hexDigest))
+	if l.TOC {
+		return d.Hex, l.Index, nil
 	}
-	want := make(map[layer.Key]bool, len(ix.Contents))
-	var total, hidden int64
-	for _, ct := range ix.Contents {
-		want[ct.Key] = true
-		total += ct.Size
-	}
-	held := make(map[layer.Key]bool)
-	err = c.holders(context.Background(), want, "", func(k layer.Key, im *store.Image, e extent) bool { held[k] = true; return false })
-	if err != nil {
-		return err
-	}
-	for _, ct := range ix.Contents {
-		if !held[ct.Key] {
-			hidden += ct.Size
-		}
-	}
-	if hidden == 0 || hidden > total/keepHidden {
-		return c.st.DropSpool(hexDigest)
-	}
-	for i := 0; i < len(ix.Contents); i++ { // neighbours at once
-		first := ix.Contents[i]
-		if !held[first.Key] {
-			continue
-		}
-		end := blocksEnd(first.SpoolOff, first.Size)
-		for ; i+1 < len(ix.Contents); i++ {
-			if next := ix.Contents[i+1]; held[next.Key] && next.SpoolOff == end {
-				end = blocksEnd(next.SpoolOff, next.Size)
-			} else {
-				break
-			}
-		}
-		if err := sp.Punch(first.SpoolOff, end-first.SpoolOff); err != nil {
-			return err
-		}
-	}
-	return nil
+	return d.Hex, source{diffID: v1.Hash{Algorithm: "sha256", Hex: l.DiffID}}.tarName(), nil
 }

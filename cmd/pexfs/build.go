@@ -211,7 +211,7 @@ func build(ctx context.Context, dir string, refs []string, s buildSpec, p *cli.P
 	if err := st.Lock(); err != nil {
 		return nil, err
 	}
-	b := &built{st: st, cache: lazy.NewCache(st, lazy.Options{})}
+	b := &built{st: st, cache: lazy.NewCache(st, lazy.Options{Once: true})}
 	if b.im, err = b.cache.Pack(ctx, parts, s.shift, o); err == nil {
 		err = b.fill(ctx, p)
 	}

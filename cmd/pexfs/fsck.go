@@ -130,6 +130,8 @@ func printFsck(im daemon.ImageStatus, r fsckResult, err error) {
 		what = "the map is damaged"
 	case r.Root:
 		what = "the Merkle root that is recorded is another than that of the data"
+	case r.Layers:
+		what = "what is kept of its layers for other images is damaged"
 	}
 	if r.Healed {
 		what += healed

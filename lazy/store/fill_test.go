@@ -15,7 +15,7 @@ import (
 
 const testKey = Key("00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff")
 
-func openStore(t *testing.T) *Store {
+func openStore(t testing.TB) *Store {
 	t.Helper()
 	s, err := Open(filepath.Join(t.TempDir(), "cache"))
 	if err != nil {
@@ -267,20 +267,21 @@ func TestSpool(t *testing.T) {
 	if err := s.KeepSpool(sp, digest); err != nil {
 		t.Fatal(err)
 	}
+	if _, err := sp.Data.WriteAt([]byte("lost"), BlockSize); err != nil {
+		t.Fatal(err)
+	}
 	sp.Close()
+	s.boot = strings.Repeat("x", len(s.boot)) // of another run of the machine
 	if sp, err = s.LayerSpool(digest); err != nil {
 		t.Fatal(err)
 	}
 	defer sp.Close()
-	if err := sp.Punch(0, 5000); err != nil {
-		t.Fatal(err)
-	}
 	if _, ok := sp.LeavesOf(0, 5000); ok {
-		t.Error("a content that was punched out is taken for present")
+		t.Error("a content that was lost is taken for present")
 	}
 	got, ok := sp.LeavesOf(2*BlockSize, 2*BlockSize)
 	if !ok || !bytes.Equal(got, leaves[64:]) {
-		t.Error("a content that wasn't punched out is gone")
+		t.Error("a content that wasn't lost is gone")
 	}
 	im := create(t, s, 2*BlockSize)
 	defer im.Close()
@@ -292,6 +293,15 @@ func TestSpool(t *testing.T) {
 	}
 	if im.Root() != naiveRoot(b[2*BlockSize:]) {
 		t.Error("the clone has another root")
+	}
+	if err := s.DropLayer(digest); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.LayerSpool(digest); !errors.Is(err, ErrNotCached) {
+		t.Errorf("of a spool that was dropped: %v", err)
+	}
+	if all, err := s.Layers(); err != nil || len(all) != 0 {
+		t.Errorf("layers %q are left (%v)", all, err)
 	}
 }
 

@@ -117,7 +117,11 @@ func (s *Store) create(dir string, info Info) (*Image, error) {
 	if err := os.WriteFile(filepath.Join(dir, "plan"), info.Plan, 0o600); err != nil {
 		return nil, err
 	}
-	if err := writeJSON(filepath.Join(dir, "info.json"), info); err != nil {
+	b, err := encodeJSON(info)
+	if err == nil {
+		err = os.WriteFile(filepath.Join(dir, "info.json"), b, 0o600)
+	}
+	if err != nil {
 		return nil, err
 	}
 	return openImage(dir)
@@ -131,7 +135,7 @@ func (s *Store) Publish(im *Image) error {
 		return fmt.Errorf("publishing image %s: %w", im.Info.Key, err)
 	}
 	im.dir = to
-	return syncDir(filepath.Dir(to))
+	return syncFile(filepath.Dir(to))
 }
 
 // Discard closes an image and removes its files.
@@ -381,9 +385,14 @@ func (im *Image) Clone(off int64, src *os.File, from, n int64, leaves []byte) er
 	if err := copyRange(im.f, off, src, from, n); err != nil {
 		return fmt.Errorf("cloning into image %s: %w", im.Info.Key, err)
 	}
-	copy(im.tree.leaves[off/BlockSize*hashSize:], leaves)
-	im.mark(off/BlockSize, n/BlockSize)
+	im.Adopt(off, leaves)
 	return nil
+}
+
+// Adopt marks blocks from off on that were written whole, by PutPart, and whose Merkle leaves these are.
+func (im *Image) Adopt(off int64, leaves []byte) {
+	copy(im.tree.leaves[off/BlockSize*hashSize:], leaves)
+	im.mark(off/BlockSize, int64(len(leaves)/hashSize))
 }
 
 // Leaves are the Merkle leaves of the n bytes from off on, which are present. They may be read until Close.
@@ -447,7 +456,11 @@ func (im *Image) Seal() error {
 	}
 	copy(im.tree.super(), veritySuper(im.blocks, [16]byte(super[erofsSuper+erofsUUIDOff:])))
 	root := im.tree.finish()
-	if err := errors.Join(im.f.Sync(), im.tree.sync(), im.present.sync()); err != nil {
+	plan := syncFile(filepath.Join(im.dir, "plan"))
+	if errors.Is(plan, fs.ErrNotExist) {
+		plan = nil // whoever needs it will say so
+	}
+	if err := errors.Join(im.f.Sync(), im.tree.sync(), im.present.sync(), plan); err != nil {
 		return fmt.Errorf("sealing image %s: %w", im.Info.Key, err)
 	}
 	made := hex.EncodeToString(root[:])

@@ -8,12 +8,12 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-
-	"golang.org/x/sys/unix"
+	"slices"
+	"strings"
 )
 
-// Spool holds the contents of a layer that is streamed, 4 KiB aligned, and their Merkle leaves: those of block j are at 32j.
-// Contents that an image has taken over are punched out again.
+// Spool holds the contents of a layer that is streamed, 4 KiB aligned, and their Merkle leaves: those of block j are at 32j. It is
+// there until no opening uses it.
 type Spool struct {
 	Data, Leaves *os.File
 	dir          string
@@ -72,54 +72,60 @@ func (sp *Spool) LeavesOf(off, n int64) (leaves []byte, ok bool) {
 	return leaves, true
 }
 
-// Punch gives the blocks of the content of n bytes at off back to the disk: first its leaves are made a hole, so that
-// it is never taken for present when it is not.
-func (sp *Spool) Punch(off, n int64) error {
-	blocks := (n + BlockSize - 1) / BlockSize
-	if _, err := sp.Leaves.WriteAt(make([]byte, blocks*hashSize), off/BlockSize*hashSize); err != nil {
-		return err
-	}
-	return unix.Fallocate(int(sp.Data.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, blocks*BlockSize)
-}
-
 func (s *Store) layerDir(hexDigest string) string { return filepath.Join(s.dir, "layers", hexDigest) }
 
-// PutLayerIndex keeps an index of a layer (its digest in hex) under a name.
-func (s *Store) PutLayerIndex(hexDigest, name string, b []byte) error {
+// indexName is the name of an index in a layer's folder and in packs.
+func indexName(name string) string { return "index." + name }
+
+// writeLayerFile writes a file of a layer's folder, which may be removed meanwhile if it is empty.
+func (s *Store) writeLayerFile(hexDigest, name string, write func(path string) error) error {
 	if !isHex(hexDigest) {
 		return fmt.Errorf("%.80q is not a SHA-256", hexDigest)
 	}
-	if err := os.MkdirAll(s.layerDir(hexDigest), 0o700); err != nil {
-		return err
+	for tries := 3; ; tries-- {
+		err := os.MkdirAll(s.layerDir(hexDigest), 0o700)
+		if err == nil {
+			err = write(filepath.Join(s.layerDir(hexDigest), name))
+		}
+		if tries == 0 || !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
 	}
-	return writeFile(filepath.Join(s.layerDir(hexDigest), "index."+name), b)
 }
 
-// LayerIndex gives back what PutLayerIndex kept, or an error that wraps ErrNotCached.
+// PutLayerIndex keeps an index of a layer (its digest in hex) under a name. It is not synced: an index tells itself whether it is whole.
+func (s *Store) PutLayerIndex(hexDigest, name string, b []byte) error {
+	return s.writeLayerFile(hexDigest, indexName(name), func(path string) error { return writeAside(path, b, false) })
+}
+
+// LayerIndex gives back what PutLayerIndex kept or an image's pack has, or an error that wraps ErrNotCached.
 func (s *Store) LayerIndex(hexDigest, name string) ([]byte, error) {
 	if !isHex(hexDigest) {
 		return nil, fmt.Errorf("%.80q is not a SHA-256", hexDigest)
 	}
-	b, err := os.ReadFile(filepath.Join(s.layerDir(hexDigest), "index."+name))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("%w: index of layer sha256:%s", ErrNotCached, hexDigest)
+	b, err := os.ReadFile(filepath.Join(s.layerDir(hexDigest), indexName(name)))
+	if !errors.Is(err, fs.ErrNotExist) {
+		return b, err
+	}
+	found := false
+	err = s.EachPacked(hexDigest, indexName(name), func(r io.Reader, size int64) (more bool) {
+		b, err = io.ReadAll(r)
+		found = err == nil
+		return !found
+	})
+	if err == nil && !found {
+		err = fmt.Errorf("%w: index of layer sha256:%s", ErrNotCached, hexDigest)
 	}
 	return b, err
 }
 
 // PutVerdict keeps why something known of a layer is refused under a name, or with an empty refusal that it is right.
 func (s *Store) PutVerdict(hexDigest, name, refusal string) error {
-	if !isHex(hexDigest) {
-		return fmt.Errorf("%.80q is not a SHA-256", hexDigest)
-	}
-	if err := os.MkdirAll(s.layerDir(hexDigest), 0o700); err != nil {
-		return err
-	}
 	v := verdict{right, ""}
 	if refusal != "" {
 		v = verdict{refused, refusal}
 	}
-	return writeJSON(filepath.Join(s.layerDir(hexDigest), "verdict."+name), v)
+	return s.writeLayerFile(hexDigest, "verdict."+name, func(path string) error { return writeJSON(path, v) })
 }
 
 type verdict struct {
@@ -149,7 +155,7 @@ func (s *Store) KeepSpool(sp *Spool, hexDigest string) error {
 	if !isHex(hexDigest) {
 		return fmt.Errorf("%.80q is not a SHA-256", hexDigest)
 	}
-	dir := s.layerDir(hexDigest)
+	dir := s.layerDir(hexDigest) // which nobody removes: the layer is in use
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
@@ -219,14 +225,31 @@ func (sp *Spool) recheck() error {
 	}
 }
 
-// DropSpool removes a layer's spool, if it has one.
-func (s *Store) DropSpool(hexDigest string) error {
+// DropLayer removes what of a layer's folder nobody needs when no opening uses it: its spool, and indexes that an image's pack has.
+func (s *Store) DropLayer(hexDigest string) error {
+	if !isHex(hexDigest) {
+		return fmt.Errorf("%.80q is not a SHA-256", hexDigest)
+	}
+	dir := s.layerDir(hexDigest)
+	files, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
 	var errs []error
-	for _, n := range spoolFiles {
-		if err := os.Remove(filepath.Join(s.layerDir(hexDigest), n)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			errs = append(errs, err)
+	for _, f := range files {
+		name := f.Name()
+		drop := slices.Contains(spoolFiles[:], name)
+		if strings.HasPrefix(name, indexName("")) {
+			errs = append(errs, s.EachPacked(hexDigest, name, func(io.Reader, int64) (more bool) { drop = true; return false }))
+		}
+		if drop {
+			errs = append(errs, os.Remove(filepath.Join(dir, name)))
 		}
 	}
+	_ = os.Remove(dir) // unless something is left
 	return errors.Join(errs...)
 }
 

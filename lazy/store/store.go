@@ -6,8 +6,9 @@
 //	blobs/HEX            manifests and configs by their SHA-256
 //	refs/HEX.json        what a reference (its SHA-256 is HEX) stood for when it was last resolved
 //	records/HEX.json     which image a manifest became
-//	layers/HEX/…         indexes of a layer by the layer's digest, and contents of it that no image holds
+//	layers/HEX/…         verdicts on a layer by the layer's digest; while images are made of it, also its indexes and contents
 //	images/KEY/image.erofs, map, merkle, plan, info.json
+//	images/KEY/layers    indexes of the image's layers, and contents of them that it doesn't show
 //	profiles/HEX.json    what programs of an image read first
 //	tmp/                 work under way; emptied when the lock is taken
 //
@@ -155,7 +156,15 @@ func (s *Store) tempDir(pattern string) (string, error) {
 }
 
 // writeFile writes a file that is there whole or not at all, whatever happens.
-func writeFile(name string, b []byte) (err error) {
+func writeFile(name string, b []byte) error {
+	if err := writeAside(name, b, true); err != nil {
+		return err
+	}
+	return syncFile(filepath.Dir(name))
+}
+
+// writeAside writes a file and then gives it its name. Unless it is synced before, the machine's sudden end may leave it empty.
+func writeAside(name string, b []byte, sync bool) (err error) {
 	f, err := os.CreateTemp(filepath.Dir(name), ".new-*")
 	if err != nil {
 		return err
@@ -169,24 +178,24 @@ func writeFile(name string, b []byte) (err error) {
 	if _, err = f.Write(b); err != nil {
 		return err
 	}
-	if err = f.Sync(); err != nil {
-		return err
+	if sync {
+		if err = f.Sync(); err != nil {
+			return err
+		}
 	}
 	if err = f.Close(); err != nil {
 		return err
 	}
-	if err = os.Rename(f.Name(), name); err != nil {
-		return err
-	}
-	return syncDir(filepath.Dir(name))
+	return os.Rename(f.Name(), name)
 }
 
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
+// syncFile puts a file or a folder on disk for good.
+func syncFile(name string) error {
+	f, err := os.Open(name)
 	if err != nil {
 		return err
 	}
-	return errors.Join(d.Sync(), d.Close())
+	return errors.Join(f.Sync(), f.Close())
 }
 
 func readJSON(name string, v any) error {
@@ -204,11 +213,16 @@ func readJSON(name string, v any) error {
 }
 
 func writeJSON(name string, v any) error {
-	b, err := json.MarshalIndent(v, "", "  ")
+	b, err := encodeJSON(v)
 	if err != nil {
 		return err
 	}
-	return writeFile(name, append(b, '\n'))
+	return writeFile(name, b)
+}
+
+func encodeJSON(v any) ([]byte, error) {
+	b, err := json.MarshalIndent(v, "", "  ")
+	return append(b, '\n'), err
 }
 
 // hexName is a name in the folder for any string.
