@@ -166,6 +166,13 @@ func (p *pex) judge(ctx context.Context, s *sample) error {
 	if err != nil {
 		return err
 	}
+	// what isn't needed any more goes behind the sealing
+	if err := errors.Join(p.umount(ctx), p.stop(ctx)); err != nil {
+		return err
+	}
+	if s.Disk, s.Files, err = usage(p.cache); err != nil {
+		return err
+	}
 	s.Figures[figureDisk] = float64(s.Disk) / float64(contents+metadata)
 	_, own, err := usage(filepath.Join(p.cache, "images"))
 	if err != nil {
