@@ -6,6 +6,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/pexfs/pex/lazy/blob"
 	"github.com/pexfs/pex/lazy/store"
 )
@@ -31,7 +33,10 @@ func (im *Image) Fill(ctx context.Context) error {
 		err = im.c.refused(im.file.Info)
 	}
 	if err == nil {
-		err = im.file.Seal()
+		var g errgroup.Group
+		g.Go(im.file.Seal)
+		g.Go(im.c.st.Sync)
+		err = g.Wait()
 	}
 	if err == nil {
 		close(im.sealed) // once: whoever fills it next sees its state

@@ -98,10 +98,10 @@ func (c *Cache) Close() error {
 	c.opening.wait()
 	c.scans.wait()
 	c.trims.Wait()
+	errs := []error{c.st.Sync()}
 	c.mu.Lock()
 	keys := slices.Collect(maps.Keys(c.images))
 	c.mu.Unlock()
-	var errs []error
 	for _, k := range keys {
 		errs = append(errs, c.change(context.Background(), k, func(*Image) error { return nil }))
 	}

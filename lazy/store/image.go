@@ -15,6 +15,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 )
 
@@ -135,7 +136,8 @@ func (s *Store) Publish(im *Image) error {
 		return fmt.Errorf("publishing image %s: %w", im.Info.Key, err)
 	}
 	im.dir = to
-	return syncFile(filepath.Dir(to))
+	s.later(filepath.Dir(to))
+	return nil
 }
 
 // Discard closes an image and removes its files.
@@ -456,11 +458,17 @@ func (im *Image) Seal() error {
 	}
 	copy(im.tree.super(), veritySuper(im.blocks, [16]byte(super[erofsSuper+erofsUUIDOff:])))
 	root := im.tree.finish()
-	plan := syncFile(filepath.Join(im.dir, "plan"))
-	if errors.Is(plan, fs.ErrNotExist) {
-		plan = nil // whoever needs it will say so
-	}
-	if err := errors.Join(im.f.Sync(), im.tree.sync(), im.present.sync(), plan); err != nil {
+	var g errgroup.Group // together they take hardly longer than one
+	g.Go(im.f.Sync)
+	g.Go(im.tree.sync)
+	g.Go(im.present.sync)
+	g.Go(func() error {
+		if err := syncFile(filepath.Join(im.dir, "plan")); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		return nil // whoever needs it and hasn't got it says so
+	})
+	if err := g.Wait(); err != nil {
 		return fmt.Errorf("sealing image %s: %w", im.Info.Key, err)
 	}
 	made := hex.EncodeToString(root[:])

@@ -13,9 +13,10 @@
 //	tmp/                 work under way; emptied when the lock is taken
 //
 // A folder belongs to one user. One process holds the lock and writes; any number of processes of that user may read an
-// image beside it (View). Files that must survive a crash are written aside, synced and renamed. The data of an image
-// is written in place: its map says which blocks are there, and is trusted for as long as the machine has not been
-// started anew; after that every block it names is hashed again, unless the image was sealed.
+// image beside it (View). Files are written aside and renamed, so that they are whole for as long as the machine runs. What must survive
+// its sudden end is synced: by Seal what an image consists of, by Sync how it is found. What was not is noticed, as its bytes tell
+// whether they are right, and made anew. The data of an image is written in place: its map says which blocks are there, and is trusted
+// for as long as the machine has not been started anew; after that every block it names is hashed again, unless the image was sealed.
 package store
 
 import (
@@ -29,9 +30,11 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 )
 
@@ -52,6 +55,9 @@ type Store struct {
 	boot string // identifies this run of the machine
 
 	rechecks Locks[Key] // of images
+
+	mu       sync.Mutex      // guards what follows
+	unsynced map[string]bool // files and folders that Sync puts on disk
 }
 
 // Open opens the folder, making it where it is missing. It takes no lock: see Lock.
@@ -189,6 +195,51 @@ func writeAside(name string, b []byte, sync bool) (err error) {
 	return os.Rename(f.Name(), name)
 }
 
+// write writes a file that Sync puts on disk for good.
+func (s *Store) write(name string, b []byte) error {
+	if err := writeAside(name, b, false); err != nil {
+		return err
+	}
+	s.later(name, filepath.Dir(name))
+	return nil
+}
+
+func (s *Store) later(names ...string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.unsynced == nil {
+		s.unsynced = make(map[string]bool)
+	}
+	for _, n := range names {
+		s.unsynced[n] = true
+	}
+}
+
+// Sync puts manifests, configs, and the records of references and images on disk for good, and the places of images. Opening an image doesn't
+// wait for that: a sync in its midst waits for all that was written of it.
+func (s *Store) Sync() error {
+	s.mu.Lock()
+	names := s.unsynced
+	s.unsynced = nil
+	s.mu.Unlock()
+	var g errgroup.Group // together they take hardly longer than one
+	for n := range names {
+		g.Go(func() error {
+			if err := syncFile(n); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return err
+			}
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		for n := range names {
+			s.later(n)
+		}
+		return fmt.Errorf("syncing cache folder: %w", err)
+	}
+	return nil
+}
+
 // syncFile puts a file or a folder on disk for good.
 func syncFile(name string) error {
 	f, err := os.Open(name)
@@ -236,7 +287,7 @@ func hashHex(b []byte) string {
 // PutBlob keeps a manifest or a config; hexDigest is its SHA-256 in hex.
 func (s *Store) PutBlob(b []byte) (hexDigest string, err error) {
 	hexDigest = hashHex(b)
-	return hexDigest, writeFile(filepath.Join(s.dir, "blobs", hexDigest), b)
+	return hexDigest, s.write(filepath.Join(s.dir, "blobs", hexDigest), b)
 }
 
 // Blob gives back what PutBlob kept, checked against its digest again.
@@ -279,7 +330,11 @@ type Ref struct {
 
 // PutRef remembers what a reference stands for.
 func (s *Store) PutRef(r Ref) error {
-	return writeJSON(filepath.Join(s.dir, "refs", hexName(r.Ref+"\x00"+r.Platform)+".json"), r)
+	b, err := encodeJSON(r)
+	if err != nil {
+		return err
+	}
+	return s.write(filepath.Join(s.dir, "refs", hexName(r.Ref+"\x00"+r.Platform)+".json"), b)
 }
 
 // Ref tells what a reference stood for, or an error that wraps ErrNotCached.
@@ -319,7 +374,11 @@ func (s *Store) PutRecord(manifest string, r Record) error {
 	if !isHex(manifest) {
 		return fmt.Errorf("%.80q is not a SHA-256", manifest)
 	}
-	return writeJSON(filepath.Join(s.dir, "records", manifest+".json"), r)
+	b, err := encodeJSON(r)
+	if err != nil {
+		return err
+	}
+	return s.write(filepath.Join(s.dir, "records", manifest+".json"), b)
 }
 
 // Record gives back what PutRecord kept, or an error that wraps ErrNotCached.
