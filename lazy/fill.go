@@ -1,6 +1,7 @@
 package lazy
 
 import (
+	"cmp"
 	"context"
 	"math/rand/v2"
 	"sync"
@@ -28,17 +29,17 @@ func (im *Image) Fill(ctx context.Context) error {
 	if im.file.State() == store.Sealed {
 		return nil
 	}
+	var g errgroup.Group
+	g.Go(im.c.st.Sync) // meanwhile
 	err = im.fill(ctx)
 	if err == nil {
 		err = im.c.refused(im.file.Info)
 	}
 	if err == nil {
-		var g errgroup.Group
-		g.Go(im.file.Seal)
-		g.Go(im.c.st.Sync)
-		err = g.Wait()
+		err = im.file.Seal()
 	}
-	if err == nil {
+	err = cmp.Or(err, g.Wait())
+	if im.file.State() == store.Sealed {
 		close(im.sealed) // once: whoever fills it next sees its state
 	}
 	if ctx.Err() == nil {
