@@ -75,8 +75,6 @@ func (r *ring) readChain(req *Request) error {
 		next = int(d.next)
 	}
 	req.In = req.in
-	req.out = grow(req.out, req.size)
-	req.Out = req.out
 	return nil
 }
 
@@ -94,7 +92,11 @@ func (r *ring) addRoom(req *Request, d descriptor) error {
 	if !r.s.mem.contains(d.addr, n) {
 		return fmt.Errorf("room for %d bytes at %#x: %w", n, d.addr, errNoMemory)
 	}
-	n = min(n, uint64(r.s.info.MaxOut-req.size))
+	left := uint64(r.s.info.MaxOut - req.size)
+	if n > left && r.s.info.WholeOut {
+		return fmt.Errorf("room for more than %d bytes", r.s.info.MaxOut)
+	}
+	n = min(n, left)
 	if n == 0 {
 		return nil
 	}

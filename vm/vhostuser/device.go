@@ -30,6 +30,7 @@ type Info struct {
 	Queues      int    // virtqueues of every kind, 1 to 256
 	MaxIn       int    // bytes the driver may send with one request; one that sends more breaks its ring
 	MaxOut      int    // bytes of an answer; what more the driver has room for is not used
+	WholeOut    bool   // a request with room for more than MaxOut bytes breaks its ring
 }
 
 func (i Info) validate() error {
@@ -60,13 +61,22 @@ type Request struct {
 	in, out []byte // the buffers behind In and Out, kept for reuse
 }
 
+// Room is how many bytes the answer may have, and len(Out) once that is made.
+func (r *Request) Room() int { return r.size }
+
+// makeOut makes Out.
+func (r *Request) makeOut() {
+	r.out = grow(r.out, r.size)
+	r.Out = r.out
+}
+
 // A segment is a range of the guest's physical memory.
 type segment struct{ addr, n uint64 }
 
 // Options are the choices of whoever runs a device. The zero value is usable.
 type Options struct {
 	RequestQueues int          // ServeFS: queues beside the one of high priority, 1 to 255; 0 is 1
-	InFlight      int          // requests per queue that may block at once, of MaxIn + MaxOut bytes each, 1 to 1024; 0 is 64
+	InFlight      int          // requests per queue that may block at once, of MaxIn + MaxOut bytes each, 1 to 1024; 0 is 64 (ServeBlock: 32)
 	Logger        *slog.Logger // refused messages, a ring's first fault, panics; nil is silence
 }
 

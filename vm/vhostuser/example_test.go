@@ -13,6 +13,33 @@ import (
 	"github.com/pexfs/pex/vm/vhostuser"
 )
 
+// download is a disk whose bytes arrive while it is read.
+type download struct {
+	file *os.File
+	size int64
+	wait func(ctx context.Context, off, n int64) error // until these bytes are in file
+}
+
+func (d download) Size() int64 { return d.size }
+
+func (d download) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
+	if err := d.wait(ctx, off, int64(len(p))); err != nil {
+		return 0, err
+	}
+	return d.file.ReadAt(p, off)
+}
+
+// A machine whose guest has a disk, /dev/vda, that need not be there yet. How QEMU gets its end of conn, and its memory, is
+// as with ServeFS; its device is
+//
+//	-device vhost-user-blk-pci,chardev=root,num-queues=1,queue-size=128
+func ExampleServeBlock() {
+	run := func(ctx context.Context, conn *net.UnixConn, d download) error {
+		return vhostuser.ServeBlock(ctx, conn, d, "an-id", vhostuser.Options{})
+	}
+	_ = run
+}
+
 // A machine whose guest can mount "root", a file system of this process. QEMU has its end of the socket as
 // descriptor 3; its memory is a sealed memfd, as it must be.
 func ExampleServeFS() {

@@ -113,6 +113,7 @@ func FuzzRing(f *testing.F) {
 			if req == nil {
 				break
 			}
+			req.makeOut()
 			if len(req.In) > s.info.MaxIn || len(req.Out) > s.info.MaxOut {
 				t.Fatalf("request of %d and %d bytes", len(req.In), len(req.Out))
 			}

@@ -175,6 +175,21 @@ func (m *memory) write(addr uint64, p []byte) error {
 	return nil
 }
 
+// fill copies p to the beginning of room, which is at least as large.
+func (m *memory) fill(room []segment, p []byte) error {
+	for _, s := range room {
+		k := min(uint64(len(p)), s.n)
+		if k == 0 {
+			break
+		}
+		if err := m.write(s.addr, p[:k]); err != nil {
+			return err
+		}
+		p = p[k:]
+	}
+	return nil
+}
+
 // atUser gives the n > 0 bytes at an address of the front end, which must all be of one region, and here be aligned.
 func (m *memory) atUser(addr, n uint64, align uintptr) ([]byte, error) {
 	for _, r := range m.regions {

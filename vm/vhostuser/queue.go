@@ -22,12 +22,22 @@ func (r *ring) run() {
 
 // drain serves the ring until there is nothing more to take.
 func (r *ring) drain() {
+	files, _ := r.s.dev.(FileDevice)
 	for n := 1; ; n++ {
 		req := r.pop()
 		if req == nil {
 			r.notify()
 			return
 		}
+		if files != nil {
+			if part, ok := files.InFile(r.index, req); ok && r.completeFrom(req, part) {
+				if n%batch == 0 {
+					r.notify()
+				}
+				continue
+			}
+		}
+		req.makeOut()
 		if !r.s.dev.MayBlock(r.index, req) {
 			r.complete(req, r.s.dev.Handle(req.ctx, r.index, req))
 			if n%batch == 0 {

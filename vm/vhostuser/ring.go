@@ -218,7 +218,8 @@ func (r *ring) arm() uint16 {
 	return load16(r.avail, 2) - r.nextAvail
 }
 
-// complete hands the first n bytes of req.Out to the driver, now or when the ring goes on, and ends the request.
+// complete hands the first n bytes of req.Out to the driver, now or when the ring goes on, and ends the request. An answer
+// that nobody waits for any more is dropped: a device that ends, while the guest still runs, says nothing about it.
 func (r *ring) complete(req *Request, n int) {
 	req.n = n
 	r.s.gate.RLock()
@@ -230,7 +231,7 @@ func (r *ring) complete(req *Request, n int) {
 		return
 	}
 	defer r.s.release(req)
-	if req.epoch != r.epoch || r.broken.Load() {
+	if req.epoch != r.epoch || req.ctx.Err() != nil || r.broken.Load() {
 		return
 	}
 	if err := r.writeAnswer(req); err != nil {
@@ -252,16 +253,8 @@ func (r *ring) deliver(req *Request) error {
 }
 
 func (r *ring) writeAnswer(req *Request) error {
-	p := req.Out[:req.n]
-	for _, s := range req.room {
-		k := min(uint64(len(p)), s.n)
-		if k == 0 {
-			break
-		}
-		if err := r.s.mem.write(s.addr, p[:k]); err != nil {
-			return fmt.Errorf("answering descriptor chain %d: %w", req.head, err)
-		}
-		p = p[k:]
+	if err := r.s.mem.fill(req.room, req.Out[:req.n]); err != nil {
+		return fmt.Errorf("answering descriptor chain %d: %w", req.head, err)
 	}
 	return nil
 }
