@@ -5,9 +5,9 @@
 //
 // A machine boots a kernel and an initramfs whose PID 1 speaks the protocol of
 // vm/guest over one byte stream, the port. Its root file system is an EROFS
-// image, given as a virtio-fs device (VirtioFS), as persistent memory (Pmem), or as
-// a disk with a second one that proves it (Verity). A machine has no network, no
-// other disk and no display.
+// image, given as a virtio-fs device (VirtioFS), as a disk that the host serves
+// (Block), as persistent memory (Pmem), or as a disk with a second one that proves
+// it (Verity). A machine has no network, no other disk and no display.
 //
 // What comes out of a machine is the guest's claim. A VMM's exit status says
 // nothing about the program that ran inside.
@@ -62,7 +62,8 @@ type Caps struct {
 	KVM      bool   // built with support for KVM; says nothing about the host
 	VirtioFS bool
 	Pmem     bool
-	Block    bool // disks: for a Verity root
+	Block    bool // disks that the host serves
+	Verity   bool // disks that are files
 }
 
 // Accel is the way a machine's processor is executed.
@@ -85,7 +86,7 @@ type Spec struct {
 	Rootfs  Rootfs
 }
 
-// Rootfs is what holds the root file system: VirtioFS, Pmem or Verity.
+// Rootfs is what holds the root file system: VirtioFS, Block, Pmem or Verity.
 type Rootfs interface{ isRootfs() }
 
 // VirtioFS is a root served by a vhost-user device of the host. Guest memory is
@@ -93,6 +94,12 @@ type Rootfs interface{ isRootfs() }
 type VirtioFS struct {
 	Tag  string   // 1 to 36 bytes
 	Conn *os.File // the VMM's end of a connected unix socket; the other end is served before Start
+}
+
+// Block is a root on a read-only disk served by a vhost-user device of the host, the
+// machine's only one. Guest memory is as with VirtioFS.
+type Block struct {
+	Conn *os.File // as VirtioFS has it
 }
 
 // Pmem is a root in a file that the guest sees as read-only persistent memory.
@@ -109,6 +116,7 @@ type Verity struct {
 }
 
 func (VirtioFS) isRootfs() {}
+func (Block) isRootfs()    {}
 func (Pmem) isRootfs()     {}
 func (Verity) isRootfs()   {}
 
@@ -140,6 +148,10 @@ func (s Spec) Check() error {
 		}
 		if r.Tag == "" || len(r.Tag) > 36 || strings.ContainsAny(r.Tag, ", \n\x00") {
 			return fmt.Errorf("checking machine: virtio-fs tag %q", r.Tag)
+		}
+	case Block:
+		if r.Conn == nil {
+			return errors.New("checking machine: disk root without a connection")
 		}
 	case Pmem:
 		if r.File == nil {

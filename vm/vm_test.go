@@ -36,6 +36,8 @@ func TestCheck(t *testing.T) {
 		{"verity", func(s *Spec) { s.Rootfs = Verity{Data: file, Hash: file} }, ""},
 		{"verity without data", func(s *Spec) { s.Rootfs = Verity{Hash: file} }, "without an image"},
 		{"verity without hashes", func(s *Spec) { s.Rootfs = Verity{Data: file} }, "or its hashes"},
+		{"disk", func(s *Spec) { s.Rootfs = Block{Conn: file} }, ""},
+		{"disk without socket", func(s *Spec) { s.Rootfs = Block{} }, "without a connection"},
 		{"virtio-fs without socket", func(s *Spec) { s.Rootfs = VirtioFS{Tag: "t"} }, "without a connection"},
 		{"virtio-fs with a long tag", func(s *Spec) { s.Rootfs = VirtioFS{Tag: strings.Repeat("t", 37), Conn: file} }, "tag"},
 		{"virtio-fs with an option in its tag", func(s *Spec) { s.Rootfs = VirtioFS{Tag: "t,x=y", Conn: file} }, "tag"},

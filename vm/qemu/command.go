@@ -81,6 +81,13 @@ func (q *QEMU) Command(s vm.Spec) (argv []string, files []*os.File, err error) {
 			"-chardev", fmt.Sprintf("socket,id=root,fd=%d", rootFD),
 			"-device", "vhost-user-fs-pci,chardev=root,queue-size=1024,tag="+r.Tag,
 		)
+	case vm.Block:
+		files = append(files, r.Conn)
+		argv = append(argv,
+			"-m", fmt.Sprintf("%dM", mib),
+			"-chardev", fmt.Sprintf("socket,id=root,fd=%d", rootFD),
+			"-device", "vhost-user-blk-pci,chardev=root,num-queues=1,queue-size=128",
+		)
 	case vm.Pmem:
 		files = append(files, r.File)
 		// Without readonly=on root in the guest could write to the host's

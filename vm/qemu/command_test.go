@@ -42,6 +42,7 @@ func TestCommand(t *testing.T) {
 		spec     vm.Spec
 	}{
 		{"virtiofs", "", with(func(s *vm.Spec) { s.Rootfs = vm.VirtioFS{Tag: "root", Conn: file} })},
+		{"block", "", with(func(s *vm.Spec) { s.Rootfs = vm.Block{Conn: file} })},
 		{"pmem", "/fw/qboot.rom", with(func(s *vm.Spec) { s.Rootfs = vm.Pmem{File: file, Size: 410 << 20} })},
 		{"kvm", "/fw/qboot.rom", with(func(s *vm.Spec) {
 			s.Accel, s.VCPUs, s.Memory = vm.KVM, 4, 8<<30

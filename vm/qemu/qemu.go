@@ -117,7 +117,8 @@ func (q *QEMU) Probe(ctx context.Context) (vm.Caps, error) {
 		KVM:      hasWord(accels, "kvm"),
 		VirtioFS: hasDevice(devices, "vhost-user-fs-pci"),
 		Pmem:     hasDevice(devices, "virtio-pmem-pci"),
-		Block:    hasDevice(devices, "virtio-blk-pci"),
+		Block:    hasDevice(devices, "vhost-user-blk-pci"),
+		Verity:   hasDevice(devices, "virtio-blk-pci"),
 	}, nil
 }
 
