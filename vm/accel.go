@@ -102,6 +102,9 @@ type Booter struct {
 	VMM      string        // identity of the VMM: a version, or a file's identity
 	Deadline time.Duration // for READY under KVM; 0: KVMDeadline
 
+	// From begins the Deadline when it is closed, for guests that wait for something else meanwhile; nil: at once.
+	From <-chan struct{}
+
 	// Fallback is told of a KVM that was tried in vain, once. It may be nil.
 	Fallback func(*KVMFailure)
 }
@@ -119,12 +122,30 @@ func (b *Booter) Boot(ctx context.Context, attempt func(ctx context.Context, a A
 	if deadline == 0 {
 		deadline = KVMDeadline
 	}
-	tctx, cancel := context.WithTimeoutCause(ctx, deadline, fmt.Errorf("the guest was not ready after %v", deadline))
+	tctx, cancel := context.WithCancelCause(ctx)
+	ended := make(chan struct{})
+	go func() {
+		if b.From != nil {
+			select {
+			case <-b.From:
+			case <-ended:
+				return
+			}
+		}
+		t := time.NewTimer(deadline)
+		defer t.Stop()
+		select {
+		case <-t.C:
+			cancel(fmt.Errorf("the guest was not ready after %v", deadline))
+		case <-ended:
+		}
+	}()
 	err := attempt(tctx, KVM)
 	if err != nil && tctx.Err() != nil {
 		err = context.Cause(tctx)
 	}
-	cancel()
+	close(ended)
+	cancel(nil)
 	if err == nil || ctx.Err() != nil {
 		return KVM, err
 	}

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -111,6 +112,23 @@ func TestBoot(t *testing.T) {
 			})
 		})
 	}
+}
+
+// What a guest waits for under KVM isn't held against KVM.
+func TestBootFrom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		from := make(chan struct{})
+		b := Booter{Memory: Verdicts(filepath.Join(t.TempDir(), "kvm")), From: from}
+		a, err := b.Boot(t.Context(), func(ctx context.Context, a Accel) error {
+			time.Sleep(time.Hour)
+			close(from)
+			time.Sleep(KVMDeadline - 1)
+			return ctx.Err()
+		})
+		if a != KVM || err != nil {
+			t.Errorf("Boot() = %s, %v", a, err)
+		}
+	})
 }
 
 // A user who gives up tells nothing about KVM.
