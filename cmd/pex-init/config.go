@@ -5,6 +5,7 @@ package main
 import (
 	"fmt"
 	"net/netip"
+	"strconv"
 	"strings"
 )
 
@@ -14,11 +15,15 @@ type config struct {
 	source   string // tag or device
 	verity   verity // what proves it
 	readonly bool
+	ahead    int // read-ahead of files of the root in KiB; 0: the kernel's own
 	hostname string
 	ip       netip.Prefix // invalid: no network
 	gateway  netip.Addr   // invalid: no route
 	dns      []netip.Addr
 }
+
+// maxReadAhead bounds read-ahead, in KiB: what is read ahead takes memory.
+const maxReadAhead = 16 << 10
 
 // parseConfig takes what begins with "pex." from the kernel's command line. What it doesn't know is an error, so that
 // a host never believes in a setting that has no effect.
@@ -50,6 +55,11 @@ func parseConfig(cmdline string) (config, error) {
 			}
 		case "readonly":
 			c.readonly = true
+		case "readahead":
+			c.ahead, err = strconv.Atoi(value)
+			if err != nil || c.ahead < 4 || c.ahead > maxReadAhead {
+				err = fmt.Errorf("not a size from 4 to %d KiB", maxReadAhead)
+			}
 		case "hostname":
 			c.hostname = value
 			if value == "" || len(value) > 64 || strings.Contains(value, "/") {

@@ -24,6 +24,7 @@ func TestParseConfig(t *testing.T) {
 		{"console=ttyS0 quiet pex.root=virtiofs:tag\n", config{rootKind: "virtiofs", source: "tag", hostname: "pex"}},
 		{"pex.root=pmem:/dev/pmem0 pex.readonly pex.hostname=box panic=-1",
 			config{rootKind: "pmem", source: "/dev/pmem0", readonly: true, hostname: "box"}},
+		{"pex.root=blk:/dev/vdb pex.readahead=256", config{rootKind: "blk", source: "/dev/vdb", ahead: 256, hostname: "pex"}},
 		{"pex.root=blk:/dev/vda pex.ip=10.0.2.15/24 pex.gateway=10.0.2.2 pex.dns=10.0.2.3,fd00::3", config{
 			rootKind: "blk", source: "/dev/vda", hostname: "pex", ip: netip.MustParsePrefix("10.0.2.15/24"),
 			gateway: netip.MustParseAddr("10.0.2.2"), dns: []netip.Addr{netip.MustParseAddr("10.0.2.3"), netip.MustParseAddr("fd00::3")},
@@ -41,7 +42,8 @@ func TestParseConfig(t *testing.T) {
 		}
 	}
 	for _, in := range []string{
-		"", "quiet", "pex.root=", "pex.root=nfs:x", "pex.root=pmem:", "pex.root=virtiofs:", "pex.root=blk:vda",
+		"pex.root=blk:/dev/vda pex.readahead=", "pex.root=blk:/dev/vda pex.readahead=0", "pex.root=blk:/dev/vda pex.readahead=16385",
+		"pex.root=blk:/dev/vda pex.readahead=1k", "", "quiet", "pex.root=", "pex.root=nfs:x", "pex.root=pmem:", "pex.root=virtiofs:", "pex.root=blk:vda",
 		"pex.root=virtiofs:a pex.unknown=1", "pex.root=virtiofs:a pex.hostname=", "pex.root=virtiofs:a pex.hostname=a/b",
 		"pex.root=virtiofs:a pex.hostname=" + strings.Repeat("x", 65), "pex.root=virtiofs:a pex.ip=10.0.0.1",
 		"pex.root=virtiofs:a pex.ip=fd00::1/64", "pex.root=virtiofs:a pex.gateway=fd00::1", "pex.root=virtiofs:a pex.dns=",

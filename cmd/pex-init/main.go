@@ -12,6 +12,7 @@
 //	         verity:DATA:HASH:BLOCKS:ROOT
 //	                         or one of so many blocks on the disk DATA, read by way of
 //	                         dm-verity with the hash device HASH and the Merkle root ROOT
+//	pex.readahead=KIB        what reading a file in sequence reads of it in advance; not for pmem
 //	pex.readonly             no file of the root can be changed; without it changes go to memory
 //	pex.hostname=NAME        default "pex"
 //	pex.ip=ADDRESS/BITS      address of eth0, pex.gateway=ADDRESS its default route

@@ -18,9 +18,6 @@ const (
 	newRoot  = "/root"
 )
 
-// readAhead is what one read of a file asks a virtio-fs device for in advance, in KiB; the kernel's default is 128.
-const readAhead = 1024
-
 // mount is mount(2), making the folder where it is missing.
 func mount(source, target, fstype string, flags uintptr, data string) error {
 	if err := os.MkdirAll(target, 0o755); err != nil {
@@ -56,9 +53,6 @@ func mountRoot(cfg config) (root, error) {
 		if err := mount(cfg.source, lowerDir, "virtiofs", flags, ""); err != nil {
 			return r, err
 		}
-		if err := raiseReadAhead(lowerDir); err != nil {
-			r.warnings = append(r.warnings, err.Error())
-		}
 	case "pmem":
 		if err := waitForFile(cfg.source); err != nil {
 			return r, err
@@ -83,6 +77,11 @@ func mountRoot(cfg config) (root, error) {
 	case "verity":
 		if err := mountVerity(cfg, flags); err != nil {
 			return r, err
+		}
+	}
+	if cfg.ahead != 0 {
+		if err := setReadAhead(lowerDir, cfg.ahead); err != nil {
+			r.warnings = append(r.warnings, err.Error())
 		}
 	}
 	if err := mount("tmpfs", rwDir, "tmpfs", 0, "mode=0755"); err != nil {
@@ -122,15 +121,15 @@ func makeUpper(upper, lower string) error {
 	return nil
 }
 
-// raiseReadAhead sets the read-ahead of the file system mounted on dir.
-func raiseReadAhead(dir string) error {
+// setReadAhead sets the read-ahead of the file system mounted on dir, in KiB.
+func setReadAhead(dir string, kib int) error {
 	var st unix.Stat_t
 	if err := unix.Stat(dir, &st); err != nil {
-		return fmt.Errorf("raising read-ahead: %w", err)
+		return fmt.Errorf("setting read-ahead: %w", err)
 	}
 	path := fmt.Sprintf("/sys/class/bdi/%d:%d/read_ahead_kb", unix.Major(st.Dev), unix.Minor(st.Dev))
-	if err := os.WriteFile(path, fmt.Append(nil, readAhead), 0); err != nil {
-		return fmt.Errorf("raising read-ahead: %w", err)
+	if err := os.WriteFile(path, fmt.Append(nil, kib), 0); err != nil {
+		return fmt.Errorf("setting read-ahead: %w", err)
 	}
 	return nil
 }

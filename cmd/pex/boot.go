@@ -63,10 +63,11 @@ func makeBootSet(cacheDir, given string, root machine.Root) (*bootSet, error) {
 	base := []initramfs.Feature{initramfs.PCI, initramfs.Console, initramfs.RNG, initramfs.Overlay}
 	for r, features := range map[machine.Root][]initramfs.Feature{
 		machine.VirtioFS: append(base[:len(base):len(base)], initramfs.VirtioFS),
+		machine.Block:    append(base[:len(base):len(base)], initramfs.Block, initramfs.EROFS),
 		machine.Pmem:     append(base[:len(base):len(base)], initramfs.Pmem, initramfs.EROFS),
 		machine.Verity:   append(base[:len(base):len(base)], initramfs.Block, initramfs.Verity, initramfs.EROFS),
 	} {
-		if root != r && (root != machine.Auto || r == machine.Verity) {
+		if r != root && (root != machine.Auto || !r.Automatic()) {
 			continue
 		}
 		path, key, err := initramfs.Cached(filepath.Join(cacheDir, "boot"), initramfs.Spec{

@@ -15,6 +15,7 @@ import (
 	"github.com/pexfs/pex/cmd/internal/machine"
 	"github.com/pexfs/pex/cmd/internal/view"
 	"github.com/pexfs/pex/lazy/profile"
+	"github.com/pexfs/pex/lazy/ref"
 	"github.com/pexfs/pex/lazy/store"
 )
 
@@ -39,6 +40,10 @@ type imageSpec struct {
 	Record   *view.Record  `json:"record"` // nil: what is read makes no profile
 }
 
+func newSpec(opened daemon.Opened, o cli.OpenOptions, proven bool) imageSpec {
+	return imageSpec{CacheDir: o.CacheDir, Opened: opened, Fill: o.Fill, Proven: proven, Who: fmt.Sprintf("run, process %d", os.Getpid())}
+}
+
 // text is the spec for attachImage.
 func (s imageSpec) text() (json.RawMessage, error) {
 	b, err := json.Marshal(s)
@@ -59,7 +64,7 @@ func openImage(ctx context.Context, name string, o cli.OpenOptions, proven bool)
 	if err != nil {
 		return nil, fmt.Errorf("reading configuration of %s: %w", opened.Ref, err)
 	}
-	spec := imageSpec{CacheDir: o.CacheDir, Opened: *opened, Fill: o.Fill, Proven: proven, Who: fmt.Sprintf("run, process %d", os.Getpid())}
+	spec := newSpec(*opened, o, proven)
 	spec.Opened.Config = nil
 	return &openedImage{
 		client: c, key: opened.Key, ref: opened.Ref, state: opened.State, platform: config.OS + "/" + config.Architecture,
@@ -97,6 +102,68 @@ func (i *openedImage) seal(ctx context.Context, o cli.OpenOptions) error {
 	return nil
 }
 
+// fetched is how many bytes of the image's contents the daemon has fetched; 0 if it can't be asked.
+func (i *openedImage) fetched(ctx context.Context) int64 {
+	st, err := i.client.Status(ctx)
+	if err != nil {
+		return 0
+	}
+	for _, im := range st.Images {
+		if im.Key == i.key {
+			return im.Fetched
+		}
+	}
+	return 0
+}
+
+// cached gives the image that a reference stood for when it was last opened, if all of it is in the cache, without asking
+// anyone: it may stand for another by now.
+func cached(name string, o cli.OpenOptions) (imageSpec, bool) {
+	r, err := ref.Parse(name)
+	if err == nil {
+		r, err = r.Abs()
+	}
+	p := ref.DefaultPlatform()
+	if err == nil && o.Platform != "" {
+		p, err = ref.ParsePlatform(o.Platform)
+	}
+	if err != nil {
+		return imageSpec{}, false
+	}
+	st, err := store.Open(o.CacheDir)
+	if err != nil {
+		return imageSpec{}, false
+	}
+	last, err := st.Ref(r.String(), p.String())
+	if err != nil {
+		return imageSpec{}, false
+	}
+	record, err := st.Record(last.Manifest)
+	if err != nil {
+		return imageSpec{}, false
+	}
+	dir := st.ImageDir(record.Image)
+	v, err := store.OpenView(dir)
+	if err != nil {
+		return imageSpec{}, false
+	}
+	defer v.Close()
+	return newSpec(daemon.Opened{Key: record.Image, Ref: r.String(), Manifest: last.Manifest, Dir: dir, State: v.Info.State}, o, false), v.Complete()
+}
+
+// readable is an image as a supervisor reads it.
+type readable struct{ *view.Image }
+
+// ReadAt says which errors no waiting mends.
+func (r readable) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
+	n, err := r.Image.ReadAt(ctx, p, off)
+	var e *daemon.Error
+	if errors.As(err, &e) && e.Code == daemon.CodeCorrupt {
+		err = fmt.Errorf("%w: %w", machine.ErrCorrupt, err)
+	}
+	return n, err
+}
+
 // attachImage opens, in a supervisor, the image that openImage has described.
 func attachImage(ctx context.Context, text json.RawMessage) (machine.Image, error) {
 	var spec imageSpec
@@ -119,5 +186,5 @@ func attachImage(ctx context.Context, text json.RawMessage) (machine.Image, erro
 		}
 		return nil, err
 	}
-	return image, nil
+	return readable{image}, nil
 }

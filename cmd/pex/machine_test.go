@@ -367,9 +367,9 @@ func TestMachine(t *testing.T) {
 			{"unknown user", []string{"-u", "nobody"}, nil, "", result{125, "", "nobody"}},
 			{"input", []string{"-i", "--root", "virtiofs"}, []string{"cat"}, input, result{0, input, ""}},
 			{"input without -i", nil, []string{"cat"}, input, result{0, "", ""}},
-			{"output", []string{"--root", "virtiofs"}, []string{"spew", strconv.Itoa(1 << 20)}, "", result{0, big(0), big(1)}},
-			{"switched off", []string{"-u", "0"}, []string{"poweroff"}, "", result{125, "", "pex: error: the machine was switched off from inside"}},
-			{"panic", []string{"-u", "0"}, []string{"panic"}, "", result{125, "", "pex: error: the machine's kernel panicked: sysrq triggered crash"}},
+			{"output", []string{"--root", "blk"}, []string{"spew", strconv.Itoa(1 << 20)}, "", result{0, big(0), big(1)}},
+			{"switched off", []string{"-u", "0", "--root", "blk"}, []string{"poweroff"}, "", result{125, "", "pex: error: the machine was switched off from inside"}},
+			{"panic", []string{"-u", "0", "--root", "blk"}, []string{"panic"}, "", result{125, "", "pex: error: the machine's kernel panicked: sysrq triggered crash"}},
 		}
 		for _, tt := range tests {
 			t.Run(tt.name, func(t *testing.T) {
@@ -458,6 +458,19 @@ func TestMachine(t *testing.T) {
 		}
 		if after := l.imageSum(t); after != before {
 			t.Error("the guest changed the host's image")
+		}
+	})
+	// A machine is started with what the name stood for, and again with what it stands for now.
+	t.Run("another image under the name", func(t *testing.T) {
+		old := l.image
+		l.lazily(t)
+		folder := strings.TrimPrefix(old, "oci:")
+		if err := errors.Join(os.RemoveAll(folder), os.Rename(strings.TrimPrefix(l.image, "oci:"), folder)); err != nil {
+			t.Fatal(err)
+		}
+		r := l.run(t, "", "run", "-v", "--no-fill", old)
+		if r.status != 0 || r.stdout != "[default]\n/work image  1000 100\n" || !strings.Contains(r.stderr, "root blk\n") {
+			t.Errorf("%+v", r)
 		}
 	})
 }

@@ -41,12 +41,9 @@ func execute(args []string) int {
 	cmd := rootCommand()
 	cmd.SetArgs(args)
 	err := cmd.Execute()
-	var status exitStatus
-	switch {
-	case err == nil:
-		return 0
-	case errors.As(err, &status):
-		return int(status)
+	var settled exitStatus
+	if err == nil || errors.As(err, &settled) {
+		return statusOf(err)
 	}
 	cli.PrintError(program, err)
 	var ended *machine.EndedError
@@ -55,6 +52,18 @@ func execute(args []string) int {
 		for _, line := range ended.Console {
 			fmt.Fprintf(os.Stderr, "  %s\n", line)
 		}
+	}
+	return exitFailed
+}
+
+// statusOf is the exit status that an error of a command comes to.
+func statusOf(err error) int {
+	var status exitStatus
+	switch {
+	case err == nil:
+		return 0
+	case errors.As(err, &status):
+		return int(status)
 	}
 	return exitFailed
 }

@@ -7,13 +7,11 @@ import (
 	"io"
 	"os"
 	"os/signal"
-	"path/filepath"
 	"sync"
 	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sync/errgroup"
 
 	"github.com/pexfs/pex/cmd/internal/cli"
 	"github.com/pexfs/pex/cmd/internal/machine"
@@ -29,6 +27,9 @@ type runFlags struct {
 	vcpus   int
 	kernel  string
 	verbose bool
+
+	ioTimeout time.Duration // 0: for ever
+	timing    string
 }
 
 func runCommand(cacheDir *string) *cobra.Command {
@@ -54,6 +55,9 @@ Signals go to the program. Three times Ctrl-C within two seconds end the machine
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			if f.root, err = machine.ParseRoot(root); err != nil {
 				return err
+			}
+			if f.ioTimeout < 0 {
+				return fmt.Errorf("--io-timeout %v: want a time, or 0", f.ioTimeout)
 			}
 			if verity {
 				if f.root != machine.Auto {
@@ -87,7 +91,8 @@ Signals go to the program. Three times Ctrl-C within two seconds end the machine
 	fl.StringVar(&entrypoint, "entrypoint", "", "program to run instead of the image's entrypoint and command")
 	fl.VarP(&memory, "memory", "m", "memory of the machine")
 	fl.IntVarP(&f.vcpus, "cpus", "c", 1, "processors of the machine")
-	fl.StringVar(&root, "root", string(machine.Auto), "how the machine gets its root: auto, virtiofs or pmem")
+	fl.StringVar(&root, "root", string(machine.Auto), "how the machine gets its root: auto, virtiofs, blk or pmem")
+	fl.DurationVar(&f.ioTimeout, "io-timeout", 2*time.Minute, "how long reads of what is missing wait without any data before the machine ends; 0: for ever")
 	fl.BoolVar(&verity, "verity", false, "have the machine check every block that it reads of the image (dm-verity, no DAX); completes the image first")
 	fl.StringVar(&f.image.Platform, "platform", "", "of an image for several: os/arch[/variant] (default this machine's)")
 	fl.StringVar(&f.kernel, "kernel", "", "kernel to boot (default $"+kernelEnv+", the cache's, or one in /boot)")
@@ -97,12 +102,17 @@ Signals go to the program. Three times Ctrl-C within two seconds end the machine
 	fl.BoolVar(&f.image.Insecure, "insecure", false, "permit plain HTTP to a registry that is not on this machine")
 	f.image.Flags(fl)
 	fl.BoolVarP(&f.image.Quiet, "quiet", "q", false, "no progress")
+	fl.StringVar(&f.timing, "timing", "", "say in the end what each stage took: json, a line on standard error, or json=FILE")
 	fl.BoolVarP(&f.verbose, "verbose", "v", false, "say what the machine is made of and how long each step takes")
 	return cmd
 }
 
 // run runs a program and ends with its status.
 func run(ctx context.Context, name string, f runFlags) error {
+	out, err := openTiming(f.timing)
+	if err != nil {
+		return err
+	}
 	var watcher sync.WaitGroup
 	defer watcher.Wait()
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -113,10 +123,41 @@ func run(ctx context.Context, name string, f runFlags) error {
 	started := make(chan func(syscall.Signal))
 	watcher.Go(func() { watchSignals(ctx, in, started, func(i *interruption) { cancel(i) }) })
 
-	begin := time.Now()
-	image, set, err := prepare(ctx, name, f)
+	r := &oneRun{flags: f, name: name, report: timingReport{Image: name}}
+	err = endOf(ctx, r.run(ctx, started))
+	r.report.Status = statusOf(err)
+	r.report.Stages, r.report.Total = r.times.stages(), millis(machine.Now().Since(r.times.begin))
+	out.write(r.report)
+	return err
+}
+
+// oneRun is one `pex run`.
+type oneRun struct {
+	flags  runFlags
+	name   string // as it was given
+	times  timeline
+	report timingReport
+}
+
+// run runs the program to its end, and the machine.
+func (r *oneRun) run(ctx context.Context, started chan<- func(syscall.Signal)) error {
+	f := r.flags
+	r.times.begin = machine.Now()
+	image, set, m, given, err := r.prepare(ctx)
+	defer func() {
+		if m != nil {
+			m.Close()
+			r.times.gone = machine.Now()
+		}
+	}()
 	if err != nil {
-		return endOf(ctx, err)
+		return err
+	}
+	r.times.opened = machine.Now()
+	r.report.Image, r.report.Digest, r.report.Kernel = image.ref, "sha256:"+image.spec.Opened.Manifest, set.version
+	if f.timing != "" {
+		before := image.fetched(ctx)
+		defer func() { r.report.Fetched = image.fetched(ctx) - before }()
 	}
 	process, err := newProcess(image.config, f.processFlags, os.LookupEnv)
 	if err != nil {
@@ -129,23 +170,23 @@ func run(ctx context.Context, name string, f runFlags) error {
 	if err != nil {
 		return err
 	}
-	f.say("opened %s in %s: %s", image.ref, since(begin), image.state)
+	f.say("opened %s in %s: %s", image.ref, round(r.times.opened.Since(r.times.begin)), image.state)
 
-	m, err := machine.Start([]string{superviseName}, machine.Config{
-		Image: spec, Ref: image.ref, Root: f.root, VCPUs: f.vcpus, Memory: f.memory,
-		Kernel: set.kernel, Initrds: set.initrds,
-		Verdicts: filepath.Join(f.image.CacheDir, "kvm-failures"),
-	}, warn)
+	switch {
+	case m == nil:
+		m, err = r.start(set, f.root, image.ref, spec)
+	case !given:
+		err = m.Open(spec)
+	}
 	if err != nil {
 		return err
 	}
-	defer m.Close()
-	exit, err := runIn(ctx, m, set, process, f, started)
+	exit, err := r.program(ctx, m, set, process, started)
 	if errors.Is(err, guest.ErrFailed) && f.root == machine.Verity {
 		err = hinted{err, "`pexfs fsck " + image.ref + "` tells whether the image is damaged, and mends it"}
 	}
 	if err != nil {
-		return endOf(ctx, err)
+		return err
 	}
 	switch exit.Kind {
 	case guest.NotFound, guest.NotExecutable, guest.Refused:
@@ -160,38 +201,9 @@ func run(ctx context.Context, name string, f runFlags) error {
 	return nil
 }
 
-// prepare opens the image and makes the boot set, side by side; it completes an image
-// that is to be proven.
-func prepare(ctx context.Context, name string, f runFlags) (image *openedImage, set *bootSet, err error) {
-	g, gctx := errgroup.WithContext(ctx)
-	g.Go(func() (err error) {
-		image, err = openImage(gctx, name, f.image, f.root == machine.Verity)
-		return err
-	})
-	g.Go(func() (err error) {
-		set, err = makeBootSet(f.image.CacheDir, f.kernel, f.root)
-		return err
-	})
-	if err := g.Wait(); err != nil {
-		return nil, nil, err
-	}
-	if image.platform != machinePlatform {
-		return nil, nil, hinted{
-			fmt.Errorf("running %s: it is for %s, and machines are %s", image.ref, image.platform, machinePlatform),
-			"choose another one of the image's platforms with --platform " + machinePlatform,
-		}
-	}
-	if f.root == machine.Verity {
-		err = image.seal(ctx, f.image)
-	}
-	return image, set, err
-}
-
-// machinePlatform is what the programs of machines are built for.
-const machinePlatform = "linux/amd64"
-
-// runIn runs a program in a machine that has been started.
-func runIn(ctx context.Context, m *machine.Attachment, set *bootSet, p guest.Process, f runFlags, started chan<- func(syscall.Signal)) (guest.Exit, error) {
+// program runs a program in a machine that has been started.
+func (r *oneRun) program(ctx context.Context, m *machine.Attachment, set *bootSet, p guest.Process, started chan<- func(syscall.Signal)) (guest.Exit, error) {
+	f := r.flags
 	s := guest.NewSession(m.Frames())
 	hello, ready, err := s.WaitReady(ctx)
 	if err != nil {
@@ -201,16 +213,20 @@ func runIn(ctx context.Context, m *machine.Attachment, set *bootSet, p guest.Pro
 	if err != nil {
 		return guest.Exit{}, err
 	}
+	t := about.Times
+	r.times.machine = t
+	r.report.Root, r.report.VMM, r.report.Accel = about.Root, about.VMM, string(about.Accel)
 	if want := set.initrds[about.Root].Build; hello.Build != want {
 		return guest.Exit{}, fmt.Errorf("starting machine: its PID 1 is %.12q, not %.12q", hello.Build, want)
 	}
-	f.say("machine ready in %s (image %s, boot %s): %s with %s, kernel %s, root %s", round(about.Open+about.Boot),
-		round(about.Open), round(about.Boot), about.VMM, about.Accel, set.version, about.Root)
+	f.say("machine ready in %s (launch %s, kernel %s, root %s): %s with %s, kernel %s, root %s", round(t.Ready.Since(r.times.start)),
+		round(t.Launched.Since(r.times.start)), round(t.Init.Since(t.Launched)), round(t.Ready.Since(t.Init)),
+		about.VMM, about.Accel, set.version, about.Root)
 	for _, w := range ready.Warnings {
 		warn("machine: " + w)
 	}
 
-	begin := time.Now()
+	r.times.begun = machine.Now()
 	proc, err := s.Start(ctx, p, guest.Streams{Stdout: os.Stdout, Stderr: os.Stderr})
 	if err != nil {
 		return guest.Exit{}, ending(ctx, m, s, err)
@@ -228,10 +244,11 @@ func runIn(ctx context.Context, m *machine.Attachment, set *bootSet, p guest.Pro
 		}()
 	}
 	exit, err := proc.Wait(ctx)
+	r.times.ended = machine.Now()
 	if err != nil && !errors.Is(err, guest.ErrOutput) {
 		return guest.Exit{}, ending(ctx, m, s, err)
 	}
-	f.say("program ran for %s, by the machine's account %s and %s of processor time", since(begin),
+	f.say("program ran for %s, by the machine's account %s and %s of processor time", round(r.times.ended.Since(r.times.begun)),
 		round(exit.Usage.Elapsed), round(exit.Usage.User+exit.Usage.System))
 	return exit, err
 }
@@ -257,7 +274,5 @@ func (f runFlags) say(format string, args ...any) {
 
 // warn tells the user something that doesn't end the run.
 func warn(text string) { fmt.Fprintf(os.Stderr, "%s: warning: %s\n", program, text) }
-
-func since(t time.Time) time.Duration { return round(time.Since(t)) }
 
 func round(d time.Duration) time.Duration { return d.Round(time.Millisecond) }

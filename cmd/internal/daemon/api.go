@@ -28,6 +28,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/authn"
 
 	"github.com/pexfs/pex/lazy"
+	"github.com/pexfs/pex/lazy/blob"
 	"github.com/pexfs/pex/lazy/layer"
 	"github.com/pexfs/pex/lazy/registry"
 	"github.com/pexfs/pex/lazy/store"
@@ -139,6 +140,7 @@ func (e *Error) Error() string { return e.Text }
 const (
 	CodeBusy      = "busy"
 	CodeNotCached = "not-cached"
+	CodeCorrupt   = "corrupt" // bytes came that are not what a digest says
 )
 
 var errBusy = errors.New("in use")
@@ -160,6 +162,8 @@ func toError(err error) *Error {
 		e.Hint = "--max-size and --max-entries set other limits"
 	case errors.Is(err, lazy.ErrOffline):
 		e.Hint = "with a network, `pexfs wait` completes an image that was opened"
+	case errors.Is(err, blob.ErrDigestMismatch):
+		e.Code = CodeCorrupt
 	case errors.Is(err, store.ErrNotCached):
 		e.Code = CodeNotCached
 	case errors.Is(err, registry.ErrUnauthorized):

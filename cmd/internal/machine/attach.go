@@ -81,6 +81,15 @@ func Start(args []string, c Config, warn func(string)) (*Attachment, error) {
 	return a, nil
 }
 
+// Open gives a machine its image that was started without one.
+func (a *Attachment) Open(image json.RawMessage) error {
+	if err := json.NewEncoder(a.control).Encode(Late{Image: image}); err != nil {
+		// Should the supervisor have ended, what it left behind tells why.
+		return a.Wait(context.Background())
+	}
+	return nil
+}
+
 // listen takes events until the supervisor hangs up.
 func (a *Attachment) listen(warn func(string)) {
 	dec := json.NewDecoder(a.control)

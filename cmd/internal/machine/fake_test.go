@@ -57,6 +57,7 @@ func openFake(_ context.Context, image json.RawMessage) (Image, error) {
 
 func (fakeImage) Size() int64                                              { return vm.PmemAlign }
 func (fakeImage) ReadAt(_ context.Context, p []byte, _ int64) (int, error) { return len(p), nil }
+func (f fakeImage) ReadFd(off int64, _ int) (uintptr, int64, bool)         { return f.file.Fd(), off, true }
 func (fakeImage) Meta() *erofs.Image                                       { return nil }
 func (f fakeImage) File() *os.File                                         { return f.file }
 func (fakeImage) Complete() bool                                           { return true }

@@ -149,6 +149,66 @@ func TestEnds(t *testing.T) {
 	}
 }
 
+// A machine whose root is a disk boots while its image is being opened, and is told later which one.
+func TestLateImage(t *testing.T) {
+	late := func(t *testing.T, root Root) *Attachment {
+		t.Helper()
+		a, err := Start([]string{superviseArg}, Config{
+			Root: root, VCPUs: 1, Memory: 512 << 20, Kernel: "/k", Initrds: map[Root]Initrd{root: {Path: "/i"}}, Cmdline: []string{"well"},
+		}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(a.Close)
+		return a
+	}
+	t.Run("opened", func(t *testing.T) {
+		a := late(t, Block)
+		s := guest.NewSession(a.Frames())
+		if err := a.Open(json.RawMessage(`"later"`)); err != nil {
+			t.Fatal(err)
+		}
+		guestPID(t, s)
+		started, err := a.Started(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, at := range []Instant{started.Times.Launched, started.Times.Init, started.Times.Ready} {
+			if before := []Instant{started.Times.Start, started.Times.Launched, started.Times.Init}[i]; before == 0 || at < before {
+				t.Errorf("times %+v", started.Times)
+			}
+		}
+		if started.Root != Block || started.Times.Opened == 0 {
+			t.Errorf("started %+v", started)
+		}
+	})
+	t.Run("unreadable", func(t *testing.T) {
+		a := late(t, Block)
+		if err := a.Open(json.RawMessage(`"unreadable"`)); err != nil {
+			t.Fatal(err)
+		}
+		var ended *EndedError
+		if err := a.Wait(t.Context()); !errors.As(err, &ended) || ended.Error() != "opening image" || ended.Hint() != "try another" {
+			t.Errorf("Wait() = %v", err)
+		}
+	})
+	t.Run("never", func(t *testing.T) {
+		a := late(t, Block)
+		ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+		defer cancel()
+		if _, err := a.Started(ctx); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("Started() = %v", err)
+		}
+		a.Close()
+	})
+	t.Run("another root", func(t *testing.T) {
+		a := late(t, Auto)
+		if err := a.Wait(t.Context()); err == nil || !strings.Contains(err.Error(), "image must be known at its start") {
+			t.Errorf("Wait() = %v", err)
+		}
+	})
+}
+
 // A guest that says FAIL is a machine that works: its words are for the session.
 func TestGuestFails(t *testing.T) {
 	a := start(t, "fails", "", nil)
@@ -240,11 +300,12 @@ func TestChooseRoot(t *testing.T) {
 		root     Root // empty: an error
 	}{
 		{"complete", Auto, true, 400 << 20, Pmem},
-		{"incomplete", Auto, false, 400 << 20, VirtioFS},
+		{"incomplete", Auto, false, 400 << 20, Block},
 		{"as large as may be", Auto, true, 8 << 30, Pmem},
-		{"too large", Auto, true, 8<<30 + vm.PmemAlign, VirtioFS},
-		{"odd size", Auto, true, 4096, VirtioFS},
+		{"too large", Auto, true, 8<<30 + vm.PmemAlign, Block},
+		{"odd size", Auto, true, 4096, Block},
 		{"asked for virtiofs", VirtioFS, true, 2 << 20, VirtioFS},
+		{"asked for blk", Block, true, 2 << 20, Block},
 		{"asked for pmem", Pmem, true, 64 << 30, Pmem},
 		{"asked for pmem too early", Pmem, false, 2 << 20, ""},
 		{"unknown", "disk", true, 2 << 20, ""},

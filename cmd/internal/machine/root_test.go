@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"os"
+	"slices"
 	"testing"
 
 	"github.com/pexfs/pex/vm"
@@ -22,8 +23,8 @@ func TestServeRootVerity(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := "pex.root=verity:/dev/vda:/dev/vdb:512:00ff"; r.param != want {
-		t.Errorf("parameter %s, want %s", r.param, want)
+	if want := []string{"pex.root=verity:/dev/vda:/dev/vdb:512:00ff"}; !slices.Equal(r.params, want) {
+		t.Errorf("parameters %s, want %s", r.params, want)
 	}
 	device, ok := r.device.(vm.Verity)
 	if !ok || device.Data != image.File() {

@@ -75,13 +75,21 @@ func (s *Supervisor) serve(ctx context.Context, control, frames net.Conn) {
 	if err := requests.Decode(&r.config); err != nil {
 		return // nobody is left to be told
 	}
+	named := make(chan json.RawMessage, 1)
+	if r.config.Image != nil {
+		named <- r.config.Image
+	}
 	watched := make(chan struct{})
 	go func() {
 		defer close(watched)
+		var late Late
+		if r.config.Image == nil && requests.Decode(&late) == nil {
+			named <- late.Image
+		}
 		io.Copy(io.Discard, control)
 		cancel(errDetached)
 	}()
-	if err := r.machine(ctx, cancel); ctx.Err() == nil {
+	if err := r.machine(ctx, cancel, named); ctx.Err() == nil {
 		r.say(Event{Ended: r.ended(err)})
 	}
 	// What was said stays readable; the watcher ends.
@@ -117,9 +125,8 @@ func (r *run) ended(err error) *Ended {
 }
 
 // machine runs a machine to its end and says why it ended. When it returns, nothing
-// of the machine is left.
-func (r *run) machine(ctx context.Context, detach context.CancelCauseFunc) error {
-	begin := time.Now()
+// of the machine is left. Its image comes out of named.
+func (r *run) machine(ctx context.Context, detach context.CancelCauseFunc, named <-chan json.RawMessage) error {
 	var console io.Writer = r.console
 	if r.config.Root == Verity {
 		console = newDamageWatch(console, r.config.Ref, slog.New(r.log))
@@ -128,36 +135,45 @@ func (r *run) machine(ctx context.Context, detach context.CancelCauseFunc) error
 	if err != nil {
 		return err
 	}
-	image, err := r.s.Open(ctx, r.config.Image)
-	if err != nil {
-		return err
+	image := open(ctx, r.s.Open, named)
+	defer image.close()
+	root := Block
+	if r.config.Image != nil {
+		if root, err = r.root(ctx, image); err != nil {
+			return err
+		}
+	} else if r.config.Root != Block {
+		return fmt.Errorf("a machine's image must be known at its start, but for root %s: its root is %s", Block, r.config.Root)
 	}
-	defer image.Close()
-	root, err := chooseRoot(r.config.Root, image.Complete(), image.Size(), r.config.Memory)
-	if err != nil {
-		return err
-	}
-	opened := time.Now()
 	var b *booted
-	var bootTime time.Duration
 	booter := vm.Booter{
+		From: image.done,
 		Host: r.s.Host, Memory: vm.Verdicts(r.config.Verdicts), VMM: vmm.Identity(),
 		Fallback: func(f *vm.KVMFailure) {
 			r.say(Event{Warning: fmt.Sprintf("KVM does not work here (%v): the processor is emulated, which is slower", f.Err)})
 		},
 	}
 	accel, err := booter.Boot(ctx, func(wait context.Context, a vm.Accel) (err error) {
-		start := time.Now()
 		b, err = r.boot(ctx, wait, vmm, image, root, a)
-		bootTime = time.Since(start)
 		return err
 	})
 	if err != nil {
 		return err
 	}
 	defer b.end()
-	r.say(Event{Started: &Started{VMM: r.s.Name, Accel: accel, Root: root, Open: opened.Sub(begin), Boot: bootTime}})
+	<-image.done // a root is mounted, so it has been opened
+	b.times.Opened = image.at
+	r.say(Event{Started: &Started{VMM: r.s.Name, Accel: accel, Root: root, Times: b.times}})
 	return r.relay(ctx, detach, b)
+}
+
+// root chooses the root of an image that is known at the machine's start.
+func (r *run) root(ctx context.Context, o *opening) (Root, error) {
+	image, err := o.wait(ctx)
+	if err != nil {
+		return "", err
+	}
+	return chooseRoot(r.config.Root, image.Complete(), image.Size(), r.config.Memory)
 }
 
 // booted is a machine whose guest has said READY or FAIL.
@@ -168,6 +184,7 @@ type booted struct {
 	life  context.Context
 	kill  context.CancelCauseFunc
 	root  *rootfs
+	times Times
 }
 
 // end ends the machine and waits for all that belongs to it.
@@ -182,8 +199,8 @@ func (b *booted) end() {
 
 // boot starts a machine and waits, until wait ends, for its guest. The machine
 // lives until ctx ends.
-func (r *run) boot(ctx, wait context.Context, vmm VMM, image Image, root Root, a vm.Accel) (_ *booted, err error) {
-	b := &booted{}
+func (r *run) boot(ctx, wait context.Context, vmm VMM, image *opening, root Root, a vm.Accel) (_ *booted, err error) {
+	b := &booted{times: Times{Start: Now()}}
 	b.life, b.kill = context.WithCancelCause(ctx)
 	defer func() {
 		if err != nil {
@@ -192,26 +209,28 @@ func (r *run) boot(ctx, wait context.Context, vmm VMM, image Image, root Root, a
 	}()
 	stop := context.AfterFunc(wait, func() { b.kill(context.Cause(wait)) })
 	defer stop()
-	if b.root, err = serveRoot(b.life, b.kill, image, root, slog.New(r.log)); err != nil {
+	if b.root, err = r.serve(b, image, root); err != nil {
 		return nil, err
 	}
 	b.m, err = vmm.Start(b.life, vm.Spec{
 		Accel: a, VCPUs: r.config.VCPUs, Memory: r.config.Memory,
 		Kernel: r.config.Kernel, Initrd: r.config.Initrds[root].Path,
-		Cmdline: append(r.config.Cmdline[:len(r.config.Cmdline):len(r.config.Cmdline)], b.root.param),
+		Cmdline: slices.Concat(r.config.Cmdline, b.root.params),
 		Rootfs:  b.root.device,
 	})
 	b.root.started()
 	if err != nil {
 		return nil, b.why(err)
 	}
+	b.times.Launched = Now()
 	port := b.m.Port()
 	b.guest = guest.NewConn(struct {
 		io.Reader
 		io.Writer
 	}{bufio.NewReaderSize(port, guest.MaxPayload), port})
-	for _, want := range [][]guest.Type{{guest.TypeHello}, {guest.TypeReady, guest.TypeFail}} {
+	for i, want := range [][]guest.Type{{guest.TypeHello}, {guest.TypeReady, guest.TypeFail}} {
 		f, err := b.guest.ReadFrame()
+		*[]*Instant{&b.times.Init, &b.times.Ready}[i] = Now()
 		if err != nil {
 			return nil, r.finish(b, fmt.Errorf("waiting for the guest: %w", err))
 		}
@@ -222,6 +241,21 @@ func (r *run) boot(ctx, wait context.Context, vmm VMM, image Image, root Root, a
 		b.first = append(b.first, f)
 	}
 	return b, nil
+}
+
+// serve makes the image the root of a machine.
+func (r *run) serve(b *booted, o *opening, root Root) (*rootfs, error) {
+	log := slog.New(r.log)
+	patient := func(image Image) Image { return newPatient(image, r.config.Ref, r.config.IOTimeout, b.kill, log) }
+	select {
+	case <-o.done:
+		if o.err != nil {
+			return nil, o.err
+		}
+		return serveRoot(b.life, b.kill, patient(o.image), root, log)
+	default:
+		return serveLate(b.life, b.kill, o, patient, log)
+	}
 }
 
 // why is what ended the machine's life, err if nothing did.

@@ -2,6 +2,7 @@
 package main
 
 import (
+	"bufio"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -64,6 +65,12 @@ func run(what string, args []string) error {
 			}
 			fmt.Printf("%s %x\n", name, sha256.Sum256(b))
 		}
+	case "line": // waits for one, and goes on with the other words
+		fmt.Println("ready")
+		if _, err := bufio.NewReader(os.Stdin).ReadString('\n'); err != nil {
+			return err
+		}
+		return run(args[0], args[1:])
 	case "fault":
 		return countFaults(args[0])
 	case "wait": // for a signal that kills
