@@ -2,6 +2,8 @@ module github.com/pexfs/pex
 
 go 1.26.8
 
+ignore ./build
+
 require (
 	github.com/containerd/stargz-snapshotter/estargz v0.19.1
 	github.com/docker/cli v29.9.3+incompatible
