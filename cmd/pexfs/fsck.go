@@ -38,7 +38,8 @@ func fsckCommand(cacheDir *string) *cobra.Command {
 		Short: "Find damaged blocks of cached images and make them anew",
 		Long: `Fsck reads all that is present of the images named, or of all, and compares it with their Merkle trees. Damaged metadata is made anew
 from what is known of the layers; damaged contents are fetched again, those of layers without a table of contents by
-reading the layer once more. Images may be in use meanwhile. The exit status is fsck(8)'s: 0 nothing found, 1 damage that
+reading the layer once more. Contents that the digests of their layer vouch for stay, whatever the tree says, and a wrong Merkle root is
+computed anew. Images may be in use meanwhile. The exit status is fsck(8)'s: 0 nothing found, 1 damage that
 was healed, 4 damage that is left, 8 fsck itself failed.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := daemon.Connect(cmd.Context(), *cacheDir)
