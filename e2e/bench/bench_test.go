@@ -3,6 +3,7 @@ package main
 import (
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -99,5 +100,51 @@ func TestUsage(t *testing.T) {
 	bytes, files, err := usage(dir)
 	if err != nil || files != 1 || bytes != before || bytes < 8192 {
 		t.Errorf("%d bytes in %d files, %d before: %v", bytes, files, before, err)
+	}
+}
+
+// TestAdd keeps rows of an older document, but for those measured anew.
+func TestAdd(t *testing.T) {
+	file, tables := filepath.Join(t.TempDir(), "a.json"), filepath.Join(t.TempDir(), "a.md")
+	goal := 0.5
+	old := &document{Images: map[string]string{"demo": "old", "big": "old"}}
+	old.add(&result{Name: "demo/a", LeftOut: "time was over"})
+	old.add(&result{Name: "demo/b", Ratios: []ratioResult{{What: "ours / theirs", Value: spread{0.25, 0.2, 0.3}, Goal: &goal, Met: true}}})
+	if err := old.write(file, tables); err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(tables)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"| demo/b | ours / theirs | 0.25 (0.2–0.3) | 0.5 | met |", "### demo/a\n\nLeft out: time was over.", "Images: big: old; demo: old."} {
+		if !strings.Contains(string(text), want) {
+			t.Errorf("%q is not in\n%s", want, text)
+		}
+	}
+	now := &document{Images: map[string]string{}}
+	if err := now.read(file); err != nil {
+		t.Fatal(err)
+	}
+	now.add(&result{Name: "demo/a"})
+	now.add(&result{Name: "demo/c"})
+	var names []string
+	for _, r := range now.Rows {
+		names = append(names, r.Name+r.LeftOut)
+	}
+	if diff := cmp.Diff([]string{"demo/a", "demo/b", "demo/c"}, names); diff != "" {
+		t.Error(diff)
+	}
+	if now.Images["big"] != "old" {
+		t.Error("images of the older document are lost")
+	}
+	if err := now.read(filepath.Join(t.TempDir(), "none")); err != nil {
+		t.Error("no older document:", err)
+	}
+	if err := os.WriteFile(file, []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := now.read(file); err == nil {
+		t.Error("a broken document was read")
 	}
 }

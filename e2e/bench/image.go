@@ -22,12 +22,18 @@ type image struct {
 	name          string
 	gzip, estargz string // layouts with one image each
 	digest        string // of the eStargz form's manifest, in hex
-	size          int64  // compressed layers as gzip, in bytes
+	layers        int
+	size          int64 // compressed layers as gzip, in bytes
 	workloads     []workload
 }
 
 // workload is a shell command that is run with the image as its root.
 type workload struct{ name, command string }
+
+// String says what the image is like.
+func (im *image) String() string {
+	return fmt.Sprintf("%d layers, %.0f MB as gzip", im.layers, float64(im.size)/1e6)
+}
 
 func (im *image) layout(form string) string {
 	if form == "gzip" {
@@ -84,6 +90,7 @@ func findImages(o options) ([]*image, error) {
 		if err != nil {
 			return nil, fmt.Errorf("reading the image of %s: %w", im.gzip, err)
 		}
+		im.layers = len(m.Layers)
 		for _, l := range m.Layers {
 			im.size += l.Size
 		}

@@ -14,7 +14,7 @@ import (
 
 // newDocument describes the machine and the programs.
 func newDocument() *document {
-	d := &document{Date: time.Now().UTC().Truncate(time.Second), Machine: map[string]string{}, Versions: map[string]string{}}
+	d := &document{Date: time.Now().UTC().Truncate(time.Second), Machine: map[string]string{}, Versions: map[string]string{}, Images: map[string]string{}}
 	d.Machine["cores"] = strconv.Itoa(runtime.NumCPU())
 	cpu, _ := os.ReadFile("/proc/cpuinfo")
 	if _, rest, ok := strings.Cut(string(cpu), "model name"); ok {

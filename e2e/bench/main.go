@@ -29,6 +29,8 @@ type options struct {
 	images string         // a folder of OCI layouts, or ""
 	table  string         // the workloads
 	only   *regexp.Regexp // rows by name
+	leave  *regexp.Regexp // ways by name that are not measured, or nil
+	add    bool           // to the rows that the JSON document has
 	runs   int
 	limit  time.Duration
 	out    string // the JSON document
@@ -69,6 +71,8 @@ func parse(args []string) (options, error) {
 	f.StringVar(&o.images, "images", "", "a `folder` of OCI layouts NAME-gzip and NAME-estargz to measure besides the demo image")
 	f.StringVar(&o.table, "workloads", "", "a `file` of lines IMAGE NAME COMMAND, instead of the built-in ones")
 	only := f.String("only", "", "measure the rows whose names match this regular `expression`")
+	without := f.String("without", "", "leave out the ways whose names match this regular `expression`")
+	f.BoolVar(&o.add, "add", false, "keep what the JSON document has of rows that are not measured now")
 	f.IntVar(&o.runs, "runs", 5, "how often each way of a row is run; rows of warm reads 11 times at least")
 	f.DurationVar(&o.limit, "time", 30*time.Minute, "end after this long, and say what was left out")
 	f.StringVar(&o.out, "json", "", "where the results go as JSON (default BUILD/bench/result.json)")
@@ -89,6 +93,11 @@ func parse(args []string) (options, error) {
 	var err error
 	if o.only, err = regexp.Compile(*only); err != nil {
 		return o, fmt.Errorf("reading -only: %w", err)
+	}
+	if *without != "" {
+		if o.leave, err = regexp.Compile(*without); err != nil {
+			return o, fmt.Errorf("reading -without: %w", err)
+		}
 	}
 	for _, p := range []*string{&o.build, &o.images, &o.table, &o.tables} {
 		if *p != "" {
@@ -117,9 +126,11 @@ func measure(ctx context.Context, o options) (err error) {
 	}
 	var rows []*row
 	for _, r := range b.rows(images) {
-		if o.only.MatchString(r.name) {
-			rows = append(rows, r)
+		if !o.only.MatchString(r.name) {
+			continue
 		}
+		rows = append(rows, r)
+		r.ways = slices.DeleteFunc(r.ways, func(w way) bool { return o.leave != nil && o.leave.MatchString(w.name) })
 	}
 	if o.list {
 		for _, r := range rows {
@@ -134,6 +145,14 @@ func measure(ctx context.Context, o options) (err error) {
 		return !slices.ContainsFunc(rows, func(r *row) bool { return strings.HasPrefix(r.name, im.name+"/") })
 	})
 	doc := newDocument()
+	if o.add {
+		if err := doc.read(o.out); err != nil {
+			return err
+		}
+	}
+	for _, im := range images {
+		doc.Images[im.name] = im.String()
+	}
 	if err := b.open(ctx, images); err != nil {
 		return err
 	}

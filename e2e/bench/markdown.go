@@ -12,8 +12,12 @@ import (
 // markdown is the document for people: first what was wanted and came of it, then all that was measured.
 func (d *document) markdown() []byte {
 	var b bytes.Buffer
-	fmt.Fprintf(&b, "# What `make bench` measured\n\n%s. %s.\n\n%s.\n\nLoad average at the beginning: %s. ", d.Date.Format(time.DateOnly),
-		strings.Join(sortedPairs(d.Machine), "; "), strings.Join(sortedPairs(d.Versions), "; "), d.Load)
+	images := make([]string, 0, len(d.Images))
+	for _, name := range slices.Sorted(maps.Keys(d.Images)) {
+		images = append(images, name+": "+d.Images[name])
+	}
+	fmt.Fprintf(&b, "# What `make bench` measured\n\n%s. %s.\n\n%s.\n\nImages: %s.\n\nLoad average at the beginning: %s. ", d.Date.Format(time.DateOnly),
+		strings.Join(sortedPairs(d.Machine), "; "), strings.Join(sortedPairs(d.Versions), "; "), strings.Join(images, "; "), d.Load)
 	b.WriteString("A row is IMAGE/WHAT@LINK. Numbers are medians, with the least and the most. Ratios are of runs of the same round, one after the other on the same machine.\n\n")
 	b.WriteString("## Goals\n\n| row | ratio or figure | median (least–most) | goal, at most | |\n| --- | --- | --- | --- | --- |\n")
 	for _, r := range d.Rows {

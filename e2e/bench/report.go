@@ -289,10 +289,36 @@ type document struct {
 	Machine  map[string]string `json:"machine"`
 	Versions map[string]string `json:"versions"`
 	Load     string            `json:"loadAverage"` // before the first row
+	Images   map[string]string `json:"images"`
 	Rows     []*result         `json:"rows"`
 }
 
-func (d *document) add(r *result) { d.Rows = append(d.Rows, r) }
+// add adds a row, or puts it in the place of an older one.
+func (d *document) add(r *result) {
+	if i := slices.IndexFunc(d.Rows, func(o *result) bool { return o.Name == r.Name }); i >= 0 {
+		d.Rows[i] = r
+		return
+	}
+	d.Rows = append(d.Rows, r)
+}
+
+// read takes rows and images from an older document, if there is one.
+func (d *document) read(file string) error {
+	var old document
+	b, err := os.ReadFile(file)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err == nil {
+		err = json.Unmarshal(b, &old)
+	}
+	if err != nil {
+		return fmt.Errorf("reading what was measured before: %w", err)
+	}
+	d.Rows = old.Rows
+	maps.Copy(d.Images, old.Images)
+	return nil
+}
 
 // write writes the document as JSON, and as Markdown if tables names a file.
 func (d *document) write(file, tables string) error {
