@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
@@ -102,8 +103,11 @@ func (i *openedImage) seal(ctx context.Context, o cli.OpenOptions) error {
 	return nil
 }
 
-// fetched is how many bytes of the image's contents the daemon has fetched; 0 if it can't be asked.
+// fetched is how many bytes of the image's contents the daemon has fetched since it started; 0 if it doesn't say.
 func (i *openedImage) fetched(ctx context.Context) int64 {
+	// Also of a run that was interrupted.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+	defer cancel()
 	st, err := i.client.Status(ctx)
 	if err != nil {
 		return 0

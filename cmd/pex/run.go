@@ -157,7 +157,7 @@ func (r *oneRun) run(ctx context.Context, started chan<- func(syscall.Signal)) e
 	r.report.Image, r.report.Digest, r.report.Kernel = image.ref, "sha256:"+image.spec.Opened.Manifest, set.version
 	if f.timing != "" {
 		before := image.fetched(ctx)
-		defer func() { r.report.Fetched = image.fetched(ctx) - before }()
+		defer func() { r.report.Fetched = max(0, image.fetched(ctx)-before) }()
 	}
 	process, err := newProcess(image.config, f.processFlags, os.LookupEnv)
 	if err != nil {

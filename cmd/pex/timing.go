@@ -21,7 +21,7 @@ type timingReport struct {
 	Accel   string        `json:"accel,omitempty"`
 	Kernel  string        `json:"kernel,omitempty"` // version
 	Status  int           `json:"status"`           // of pex
-	Fetched int64         `json:"fetched_bytes"`    // of the image's contents, compressed, since it was opened, for whomever
+	Fetched int64         `json:"fetched_bytes"`    // of the image's contents, compressed, since it was opened, for whomever, if the daemon says so
 	Total   millis        `json:"total_ms"`         // of all of it
 	Stages  []timingStage `json:"stages"`
 }
