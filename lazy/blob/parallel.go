@@ -10,13 +10,12 @@ import (
 
 const (
 	pieces      = 4       // of one fetch under way at once
-	pieceMin    = 1 << 20 // bytes
-	pieceMax    = 2 << 20
+	pieceSize   = 1 << 20 // bytes
 	parallelMin = 8 << 20 // a smaller range comes as soon over a connection that is open already
 )
 
 // Parallel is src with ranges of 8 MiB and more fetched in pieces, several at once: many servers give each connection but a part of
-// what the line could carry. A fetch holds up to 8 MiB that nobody has read yet. Where src gives no parts, the whole is read as one.
+// what the line could carry. A fetch holds up to 4 MiB that nobody has read yet. Where src gives no parts, the whole is read as one.
 func Parallel(src Source) Source { return &parallel{src} }
 
 type parallel struct{ Source }
@@ -26,7 +25,7 @@ func (s *parallel) Fetch(ctx context.Context, off, n int64) (io.ReadCloser, erro
 		return s.Source.Fetch(ctx, off, n)
 	}
 	ctx, cancel := context.WithCancel(ctx)
-	r := &piecewise{src: s.Source, ctx: ctx, cancel: cancel, at: off, next: off, end: off + n, size: max(pieceMin, min(n/16, pieceMax))}
+	r := &piecewise{src: s.Source, ctx: ctx, cancel: cancel, at: off, next: off, end: off + n}
 	for range pieces {
 		r.start(nil)
 	}
@@ -38,7 +37,6 @@ type piecewise struct {
 	src    Source
 	ctx    context.Context
 	cancel context.CancelFunc
-	size   int64 // of a piece, but the last
 
 	at, next, end int64 // where the reader is, where the next piece begins, where the range ends
 	queue         []*Held
@@ -49,7 +47,7 @@ type piecewise struct {
 
 // start begins to fetch the next piece, if there is one left, into buf, if that is large enough.
 func (r *piecewise) start(buf []byte) {
-	n := min(r.size, r.end-r.next)
+	n := min(pieceSize, r.end-r.next)
 	if n == 0 {
 		return
 	}

@@ -34,8 +34,8 @@ func TestParallel(t *testing.T) {
 		if err := sameBytes(blob.Parallel(blob.Count(blobtest.Bytes(content), &used)), 0, size, content); err != nil {
 			t.Fatal(err)
 		}
-		if used.Requests() != 21 || used.Bytes() != size {
-			t.Errorf("%d requests for %d bytes, want 21 for %d", used.Requests(), used.Bytes(), size)
+		if used.Requests() != 41 || used.Bytes() != size {
+			t.Errorf("%d requests for %d bytes, want 41 for %d", used.Requests(), used.Bytes(), size)
 		}
 	})
 	t.Run("in order behind a slow beginning", func(t *testing.T) {
@@ -61,7 +61,7 @@ func TestParallel(t *testing.T) {
 		broken := errors.New("broken")
 		src := &faulty{Source: blobtest.Bytes(content), fault: func(_ int, off, n int64) fault {
 			if off >= 20*mib {
-				return fault{after: mib, err: broken}
+				return fault{after: mib / 2, err: broken}
 			}
 			return none
 		}}
@@ -70,8 +70,8 @@ func TestParallel(t *testing.T) {
 			t.Fatal(err)
 		}
 		got, err := io.ReadAll(rc)
-		if !errors.Is(err, broken) || !bytes.Equal(got, content[:21*mib]) {
-			t.Errorf("%d bytes and error %v, want %d and %v", len(got), err, 21*mib, broken)
+		if !errors.Is(err, broken) || !bytes.Equal(got, content[:20*mib+mib/2]) {
+			t.Errorf("%d bytes and error %v, want %d and %v", len(got), err, 20*mib+mib/2, broken)
 		}
 		if _, err := rc.Read(make([]byte, 1)); !errors.Is(err, broken) {
 			t.Errorf("reading on: %v", err)
