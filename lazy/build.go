@@ -17,7 +17,11 @@ func (c *Cache) build(ctx context.Context, r *recipe, tell func(Event)) (*Image,
 	if r.first == nil {
 		return c.put(ctx, r, sources, tell)
 	}
-	e := fetchEarly(sources, r.first)
+	has, err := c.elsewhere()
+	if err != nil {
+		return nil, err
+	}
+	e := fetchEarly(sources, has, r.first)
 	im, err := c.put(ctx, r, sources, tell)
 	if err != nil || im.plan == nil {
 		e.end()

@@ -13,12 +13,12 @@ import (
 )
 
 const (
-	earlyMax  = 24 << 20 // bytes, which are held in memory
+	earlyMax  = 24 << 20 // bytes that are held in memory, at most
 	earlyLife = 20 * time.Second
 )
 
-// early is what a profile names, fetched while the image is still put together, when the line has nothing else to do: replay finds it there.
-// It is let go of when the replay ends, or when none has come for earlyLife.
+// early is what a profile names, fetched while the image is still put together: replay finds it there. Layers that are read whole, and those
+// that another image has, are left out. It is let go of when the replay ends, or when none has come for earlyLife.
 type early struct {
 	ctx  context.Context
 	end  context.CancelFunc
@@ -26,6 +26,7 @@ type early struct {
 
 	mu     sync.Mutex // guards what follows
 	closed bool       // nothing more is fetched
+	bytes  int64      // fetched
 	held   map[string][]*blob.Held
 }
 
@@ -39,14 +40,10 @@ type span struct {
 // spans gives the beginning of a profile as ranges of the given layers, in the order of first touch. Neighbours are merged as a replay does.
 func spans(p *profile.Profile, sizes map[string]int64) (all []span) {
 	var touches []span
-	left := int64(earlyMax)
 	for i, t := range p.Touches {
 		d := p.Layers[t.Layer]
 		if size, ok := sizes[d]; !ok || blob.CheckRange(size, t.Off, t.N) != nil {
 			continue
-		}
-		if left -= t.N; left < 0 {
-			break
 		}
 		touches = append(touches, span{d, t.Off, t.N, i})
 	}
@@ -62,16 +59,37 @@ func spans(p *profile.Profile, sizes map[string]int64) (all []span) {
 		all = append(all, t)
 	}
 	slices.SortFunc(all, func(a, b span) int { return cmp.Compare(a.touched, b.touched) })
+	left := int64(earlyMax)
+	for i, s := range all {
+		if left -= s.n; left < 0 {
+			return all[:i]
+		}
+	}
 	return all
 }
 
-// fetchEarly begins to fetch what a profile names, which first gives when it is known.
-func fetchEarly(sources []source, first func(context.Context) *profile.Profile) *early {
+// elsewhere are the layers, by digest, that images of the cache have: their contents are taken from there.
+func (c *Cache) elsewhere() (map[string]bool, error) {
+	infos, err := c.st.Images()
+	has := make(map[string]bool)
+	for _, info := range infos {
+		for _, l := range info.Layers {
+			has[l.Digest] = true
+		}
+	}
+	return has, err
+}
+
+// fetchEarly begins to fetch what a profile, which first gives when it is known, names of other layers than those in elsewhere.
+func fetchEarly(sources []source, elsewhere map[string]bool, first func(context.Context) *profile.Profile) *early {
 	e := &early{held: make(map[string][]*blob.Held)}
 	e.ctx, e.end = context.WithCancel(context.Background())
 	sizes, blobs := make(map[string]int64), make(map[string]blob.Source)
 	for _, s := range sources {
 		d := s.d.Digest.String()
+		if tocName(s.d) == "" || elsewhere[d] {
+			continue
+		}
 		sizes[d], blobs[d] = s.d.Size, s.repo.Blob(s.d)
 	}
 	e.work.Go(func() {
@@ -108,6 +126,7 @@ func (e *early) hold(s span) *blob.Held {
 	if e.closed {
 		return nil
 	}
+	e.bytes += s.n
 	h := blob.NewHeld(s.off, s.n, nil)
 	of := append(e.held[s.layer], h)
 	slices.SortFunc(of, func(a, b *blob.Held) int { return cmp.Compare(a.Off(), b.Off()) })
@@ -120,6 +139,13 @@ func (e *early) close() {
 	e.mu.Lock()
 	e.closed = true
 	e.mu.Unlock()
+}
+
+// size is how many bytes were fetched.
+func (e *early) size() int64 {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.bytes
 }
 
 // source is src with what is held of it, or on its way, taken from there.
@@ -219,9 +245,11 @@ func (im *Image) setEarly(e *early) {
 
 // dropEarly lets go of what was fetched early.
 func (im *Image) dropEarly(e *early) {
+	e.close()
 	im.mu.Lock()
 	if im.early == e {
 		im.early = nil
+		im.fetched.Add(e.size())
 	}
 	im.mu.Unlock()
 	e.end()

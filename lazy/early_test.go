@@ -27,6 +27,7 @@ func TestSpans(t *testing.T) {
 		{"too far apart", []profile.Touch{{Off: 0, N: 10}, {Off: 11 + fetchGap, N: 10}}, []span{{"a", 0, 10, 0}, {"a", 11 + fetchGap, 10, 1}}},
 		{"no larger than a replay's run", []profile.Touch{{Off: 0, N: replayRun - 10}, {Off: replayRun - 10, N: 20}}, []span{{"a", 0, replayRun - 10, 0}, {"a", replayRun - 10, 20, 1}}},
 		{"no more than memory is for", []profile.Touch{{Off: 0, N: earlyMax}, {Off: 50 * mib, N: 1}}, []span{{"a", 0, earlyMax, 0}}},
+		{"gaps take memory, too", []profile.Touch{{Off: 0, N: earlyMax - 10}, {Layer: 1, Off: 0, N: 1}, {Layer: 1, Off: fetchGap, N: 1}}, []span{{"a", 0, earlyMax - 10, 0}}},
 		{"layers that the image hasn't got, ranges that aren't in the blob", []profile.Touch{
 			{Layer: 2, N: 10}, {Layer: 1, Off: 10*mib - 5, N: 6}, {Off: -1, N: 2}, {Off: math.MaxInt64, N: math.MaxInt64}, {N: 1},
 		}, []span{{"a", 0, 1, 4}}},
@@ -104,7 +105,7 @@ func TestEarly(t *testing.T) {
 		im := mustOpen(t, newCache(t, filepath.Join(t.TempDir(), "c")), r, "a:1")
 		broken := newRepo()
 		broken.gone.Store(true)
-		e := fetchEarly([]source{{d: l.d, repo: broken}}, func(context.Context) *profile.Profile { return p })
+		e := fetchEarly([]source{{d: l.d, repo: broken}}, nil, func(context.Context) *profile.Profile { return p })
 		e.work.Wait()
 		if n := len(e.held[l.d.Digest.String()]); n != 10 {
 			t.Errorf("%d ranges were tried", n)

@@ -3,6 +3,7 @@ package lazy
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -11,6 +12,7 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 
+	"github.com/pexfs/pex/lazy/blob"
 	"github.com/pexfs/pex/lazy/layer"
 	"github.com/pexfs/pex/lazy/store"
 )
@@ -25,7 +27,7 @@ type Image struct {
 	clones map[int]clone // by extent
 	others []*store.Image
 
-	fetched   atomic.Int64 // compressed bytes asked of the network since the daemon runs
+	fetched   atomic.Int64 // compressed bytes asked of the network, but for what early has
 	filling   atomic.Bool
 	sealed    chan struct{} // closed when the image is
 	replaying atomic.Bool
@@ -52,11 +54,21 @@ type clone struct {
 // Info and counters for status.
 
 func (im *Image) Info() store.Info { return im.file.Info }
-func (im *Image) Fetched() int64   { return im.fetched.Load() }
 func (im *Image) Filling() bool    { return im.filling.Load() }
 func (im *Image) Dir() string      { return im.file.Dir() }
 func (im *Image) File() string     { return im.file.File().Name() }
 func (im *Image) Root() string     { return im.file.Root() }
+
+// Fetched is how many compressed bytes were asked of the network since the image is in memory, and early for it.
+func (im *Image) Fetched() int64 {
+	im.mu.Lock()
+	defer im.mu.Unlock()
+	n := im.fetched.Load()
+	if im.early != nil {
+		n += im.early.size()
+	}
+	return n
+}
 
 // State is how far the image is; store.Lazy once it has been taken out of memory.
 func (im *Image) State() store.State {
@@ -347,7 +359,9 @@ func (im *Image) fetchRun(ctx context.Context, r run, j *job) error {
 		return fmt.Errorf("fetching from layer %s: %w", ly.Digest, err)
 	}
 	defer rd.Close()
-	im.fetched.Add(end - start)
+	if _, held := rd.(*earlyReader); !held {
+		im.fetched.Add(end - start)
+	}
 	dec := im.c.decoders.Get().(*layer.ChunkReader)
 	defer im.c.decoders.Put(dec)
 	err = dec.Read(ctx, layer.Format(ly.Format), rd, start, chunks, func(i int, p []byte) error {
@@ -358,6 +372,9 @@ func (im *Image) fetchRun(ctx context.Context, r run, j *job) error {
 		return nil
 	})
 	if err != nil {
+		if early != nil && errors.Is(err, blob.ErrDigestMismatch) {
+			im.dropEarly(early) // another fetch may be right
+		}
 		return fmt.Errorf("reading layer %s: %w", ly.Digest, err)
 	}
 	return nil

@@ -47,6 +47,7 @@ type pace struct {
 	underway int
 	most     int
 	came     int64         // readers that came before most began
+	stale    int           // of those under way: begun before that
 	given    chan struct{} // closed when underway or most changes
 }
 
@@ -58,7 +59,7 @@ func (p *pace) take(ctx context.Context) error {
 		busy := p.readers.busy() && yielded < fillPatience
 		p.mu.Lock()
 		if came := p.readers.came.Load(); came != p.came {
-			p.came, p.most = came, 1
+			p.came, p.most, p.stale = came, 1, p.underway
 		}
 		if !busy && p.underway < p.most {
 			p.underway++
@@ -87,7 +88,11 @@ func (p *pace) give() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.underway--
-	p.most = min(p.most+1, fillers)
+	if p.stale > 0 {
+		p.stale--
+	} else {
+		p.most = min(p.most+1, fillers)
+	}
 	close(p.given)
 	p.given = make(chan struct{})
 }

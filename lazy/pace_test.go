@@ -63,6 +63,33 @@ func TestPace(t *testing.T) {
 		}
 		p.give()
 
+		for range fillers {
+			if err := p.take(t.Context()); err != nil {
+				t.Error(err)
+			}
+			if p.underway == fillers {
+				break
+			}
+			p.give()
+		}
+		for p.underway < fillers {
+			if err := p.take(t.Context()); err != nil {
+				t.Error(err)
+			}
+		}
+		r.enter()
+		r.leave()
+		p.give()
+		granted(t, p) // one looks, and finds that a reader has come
+		for range fillers - 1 {
+			p.give()
+		}
+		time.Sleep(2 * fillQuiet)
+		if got := granted(t, p); got != 1 {
+			t.Errorf("%d fetches at once after a reader who came while %d were under way, want 1", got, fillers)
+		}
+		p.give()
+
 		r.enter() // one who never leaves
 		came := time.Now()
 		if err := p.take(t.Context()); err != nil {

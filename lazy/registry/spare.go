@@ -5,7 +5,10 @@ import (
 	"net"
 	"net/http"
 	"sync"
+	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Transport is for many range requests to few hosts: HTTP/1.1, since parallel transfers over one HTTP/2 connection share one congestion
@@ -58,15 +61,43 @@ func (t *Transport) CloseIdleConnections() {
 }
 
 func (t *Transport) dial(ctx context.Context, network, address string) (net.Conn, error) {
-	t.mu.Lock()
-	if all := t.spares[address]; len(all) > 0 {
-		c := all[len(all)-1]
-		t.spares[address] = all[:len(all)-1]
-		t.mu.Unlock()
-		return c, nil
+	for c := t.spare(address); c != nil; c = t.spare(address) {
+		if alive(c) {
+			return c, nil
+		}
+		_ = c.Close()
 	}
-	t.mu.Unlock()
 	return t.dialer.DialContext(ctx, network, address)
+}
+
+// spare takes a spare connection to an address, or nil.
+func (t *Transport) spare(address string) net.Conn {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	all := t.spares[address]
+	if len(all) == 0 {
+		return nil
+	}
+	t.spares[address] = all[:len(all)-1]
+	return all[len(all)-1]
+}
+
+// alive tells whether the other side keeps a connection open, and has said nothing.
+func alive(c net.Conn) (ok bool) {
+	sc, is := c.(syscall.Conn)
+	if !is {
+		return false
+	}
+	rc, err := sc.SyscallConn()
+	if err != nil {
+		return false
+	}
+	err = rc.Read(func(fd uintptr) bool {
+		_, _, err := unix.Recvfrom(int(fd), make([]byte, 1), unix.MSG_PEEK|unix.MSG_DONTWAIT)
+		ok = err == unix.EAGAIN
+		return true
+	})
+	return ok && err == nil
 }
 
 // warm opens connections to an address that will be asked for many things at once as soon as the first answer has come: they need not be

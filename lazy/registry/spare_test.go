@@ -125,4 +125,34 @@ func TestWarm(t *testing.T) {
 			t.Error("it is open")
 		}
 	})
+	t.Run("dead", func(t *testing.T) {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		transport := NewTransport()
+		address := l.Addr().String()
+		dead, err := net.Dial("tcp", address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		theirs, err := l.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		theirs.Close()
+		for alive(dead) { // until the end has come
+			time.Sleep(time.Millisecond)
+		}
+		transport.spares[address] = []net.Conn{dead}
+		c, err := transport.dial(t.Context(), "tcp", address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		if c == dead {
+			t.Error("a connection that the other side has closed is used")
+		}
+	})
 }

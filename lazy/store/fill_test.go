@@ -360,3 +360,32 @@ func TestRebootTwice(t *testing.T) {
 		t.Errorf("%s, %s", first.State(), second.State())
 	}
 }
+
+// TestPutBlobAgain leaves a blob alone that is there, for it may be on disk for good, and replaces one with other bytes.
+func TestPutBlobAgain(t *testing.T) {
+	s := openStore(t)
+	name, err := s.PutBlob([]byte("{}"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(s.dir, "blobs", name)
+	before, err := os.Stat(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.PutBlob([]byte("{}")); err != nil {
+		t.Fatal(err)
+	}
+	if after, err := os.Stat(file); err != nil || !os.SameFile(before, after) {
+		t.Errorf("the blob was written again: %v", err)
+	}
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.PutBlob([]byte("{}")); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := s.Blob(name); err != nil || string(b) != "{}" {
+		t.Errorf("a blob that had lost its bytes is %q, %v", b, err)
+	}
+}

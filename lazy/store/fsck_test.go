@@ -221,6 +221,7 @@ func TestCheckFiles(t *testing.T) {
 		{"tree cut", func(dir string) error { return os.Truncate(filepath.Join(dir, "merkle"), BlockSize) }, false},
 		{"map cut", func(dir string) error { return os.Truncate(filepath.Join(dir, "map"), 0) }, false},
 		{"tree gone", func(dir string) error { return os.Remove(filepath.Join(dir, "merkle")) }, false},
+		{"info gone", func(dir string) error { return os.Remove(filepath.Join(dir, "info.json")) }, false},
 		{"info is no JSON", func(dir string) error { return os.WriteFile(filepath.Join(dir, "info.json"), []byte("{"), 0o600) }, false},
 		{"another image", func(dir string) error {
 			other := filepath.Join(dir, "other")
@@ -236,6 +237,11 @@ func TestCheckFiles(t *testing.T) {
 			}
 			if err := im.CheckFiles(); c.ok && err != nil || !c.ok && !errors.Is(err, ErrDamaged) {
 				t.Errorf("got %v", err)
+			}
+			if im, err := s.Image(t.Context(), testKey); err == nil {
+				im.Close()
+			} else if !c.ok && !errors.Is(err, ErrDamaged) {
+				t.Errorf("opening it: %v", err)
 			}
 		})
 	}

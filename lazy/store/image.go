@@ -188,7 +188,8 @@ func (s *Store) recheck(ctx context.Context, im *Image) error {
 
 func openImage(dir string) (*Image, error) {
 	im := &Image{dir: dir}
-	if err := readJSON(filepath.Join(dir, "info.json"), &im.Info); err != nil {
+	var err error
+	if im.Info, err = readInfo(dir); err != nil {
 		return nil, err
 	}
 	if im.Info.Size <= 0 || im.Info.Size%BlockSize != 0 || string(im.Info.Key) != filepath.Base(dir) && filepath.Base(filepath.Dir(dir)) != "tmp" {
@@ -501,6 +502,11 @@ func (im *Image) Root() string {
 func readInfo(dir string) (Info, error) {
 	var i Info
 	err := readJSON(filepath.Join(dir, "info.json"), &i)
+	if errors.Is(err, ErrNotCached) {
+		if _, serr := os.Lstat(dir); serr == nil {
+			err = fmt.Errorf("%w: info.json is missing", ErrDamaged)
+		}
+	}
 	return i, err
 }
 

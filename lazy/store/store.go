@@ -56,6 +56,7 @@ type Store struct {
 
 	rechecks Locks[Key] // of images
 
+	syncing  sync.Mutex      // held by Sync
 	mu       sync.Mutex      // guards what follows
 	unsynced map[string]bool // files and folders that Sync puts on disk
 }
@@ -218,6 +219,8 @@ func (s *Store) later(names ...string) {
 // Sync puts manifests, configs, and the records of references and images on disk for good, and the places of images. Opening an image doesn't
 // wait for that: a sync in its midst waits for all that was written of it.
 func (s *Store) Sync() error {
+	s.syncing.Lock() // whoever comes second finds all on disk
+	defer s.syncing.Unlock()
 	s.mu.Lock()
 	names := s.unsynced
 	s.unsynced = nil
@@ -287,6 +290,9 @@ func hashHex(b []byte) string {
 // PutBlob keeps a manifest or a config; hexDigest is its SHA-256 in hex.
 func (s *Store) PutBlob(b []byte) (hexDigest string, err error) {
 	hexDigest = hashHex(b)
+	if _, err := s.Blob(hexDigest); err == nil {
+		return hexDigest, nil // it may be on disk for good
+	}
 	return hexDigest, s.write(filepath.Join(s.dir, "blobs", hexDigest), b)
 }
 
@@ -334,7 +340,11 @@ func (s *Store) PutRef(r Ref) error {
 	if err != nil {
 		return err
 	}
-	return s.write(filepath.Join(s.dir, "refs", hexName(r.Ref+"\x00"+r.Platform)+".json"), b)
+	name := filepath.Join(s.dir, "refs", hexName(r.Ref+"\x00"+r.Platform)+".json")
+	if _, err := os.Lstat(name); err == nil { // it must not be lost for a newer one
+		return writeFile(name, b)
+	}
+	return s.write(name, b)
 }
 
 // Ref tells what a reference stood for, or an error that wraps ErrNotCached.

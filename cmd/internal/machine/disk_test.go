@@ -14,7 +14,7 @@ func TestLateDisk(t *testing.T) {
 	}
 	defer image.Close()
 	size := image.Size()
-	o := &opening{unwanted: make(chan struct{}), done: make(chan struct{})}
+	o := &opening{done: make(chan struct{})}
 	d := &lateDisk{ready: make(chan struct{})}
 	if _, _, ok := d.ReadFd(0, 512); ok || d.Size() <= size {
 		t.Errorf("a disk of %d bytes that has something before there is an image", d.Size())

@@ -125,7 +125,6 @@ type Times struct {
 	Launched Instant `json:"launched"` // the machine's processor ran
 	Init     Instant `json:"init"`     // PID 1 had loaded its modules
 	Ready    Instant `json:"ready"`    // the root was mounted
-	Opened   Instant `json:"opened"`   // the supervisor had opened the image, which may have been any time before Ready
 }
 
 // Ended is the end of a machine that the attached process didn't ask for.

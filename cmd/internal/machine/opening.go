@@ -7,27 +7,24 @@ import (
 
 // opening is an image that is being opened, perhaps while its machine boots.
 type opening struct {
-	unwanted chan struct{} // closed by close
-	done     chan struct{} // closed when what follows is set
+	cancel context.CancelFunc
+	done   chan struct{} // closed when what follows is set
 
 	image Image
 	err   error
-	at    Instant // when it was done
 }
 
 // open opens the image that comes out of named.
 func open(ctx context.Context, openImage OpenImage, named <-chan json.RawMessage) *opening {
-	o := &opening{unwanted: make(chan struct{}), done: make(chan struct{})}
+	ctx, cancel := context.WithCancel(ctx)
+	o := &opening{cancel: cancel, done: make(chan struct{})}
 	go func() {
 		defer close(o.done)
-		defer func() { o.at = Now() }()
 		select {
 		case text := <-named:
 			o.image, o.err = openImage(ctx, text)
 		case <-ctx.Done():
 			o.err = context.Cause(ctx)
-		case <-o.unwanted:
-			o.err = context.Canceled
 		}
 	}()
 	return o
@@ -43,9 +40,9 @@ func (o *opening) wait(ctx context.Context) (Image, error) {
 	}
 }
 
-// close closes the image, when the machine has ended.
+// close ends the opening and closes the image, when the machine has ended.
 func (o *opening) close() {
-	close(o.unwanted)
+	o.cancel()
 	<-o.done
 	if o.image != nil {
 		_ = o.image.Close() // it was only read

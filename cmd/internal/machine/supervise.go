@@ -162,7 +162,6 @@ func (r *run) machine(ctx context.Context, detach context.CancelCauseFunc, named
 	}
 	defer b.end()
 	<-image.done // a root is mounted, so it has been opened
-	b.times.Opened = image.at
 	r.say(Event{Started: &Started{VMM: r.s.Name, Accel: accel, Root: root, Times: b.times}})
 	return r.relay(ctx, detach, b)
 }
