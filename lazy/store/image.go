@@ -406,8 +406,9 @@ func (im *Image) Leaves(off, n int64) []byte {
 // Intact tells whether the n bytes from off on, which are present, can be read and are what their leaves say. It doesn't know when ctx
 // has ended.
 func (im *Image) Intact(ctx context.Context, off, n int64) bool {
-	buf := make([]byte, 1<<20)
-	for b, end := off/BlockSize, (off+n+BlockSize-1)/BlockSize; b < end; {
+	b, end := off/BlockSize, (off+n+BlockSize-1)/BlockSize
+	buf := make([]byte, min(1<<20, (end-b)*BlockSize)) // most contents are small
+	for b < end {
 		p := buf[:min(int64(len(buf)), (end-b)*BlockSize)]
 		if _, err := im.f.ReadAt(p, b*BlockSize); err != nil || ctx.Err() != nil {
 			return false
