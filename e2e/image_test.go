@@ -69,9 +69,7 @@ func TestColdToWarm(t *testing.T) {
 		t.Fatal(err)
 	}
 	same(t, want, kernel)
-	if err := unix.Unmount(kernel, 0); err != nil {
-		t.Error(err)
-	}
+	unmount(t, kernel)
 
 	l.stopRegistry()
 	sum, err := sha(file)

@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -177,12 +178,20 @@ func kernelTree(t *testing.T, image string) files {
 	if err := unix.Mount(image, dir, "erofs", unix.MS_RDONLY, ""); err != nil {
 		t.Fatalf("mounting %s: %v", image, err)
 	}
-	defer func() {
-		if err := unix.Unmount(dir, 0); err != nil {
-			t.Error(err)
-		}
-	}()
+	defer unmount(t, dir)
 	return list(t, dir)
+}
+
+// unmount ends a mount. A process that another test is just starting has copies of this one's descriptors until it executes its program.
+func unmount(t *testing.T, dir string) {
+	t.Helper()
+	err := unix.Unmount(dir, 0)
+	for end := time.Now().Add(10 * time.Second); err == unix.EBUSY && time.Now().Before(end); err = unix.Unmount(dir, 0) {
+		time.Sleep(10 * time.Millisecond)
+	}
+	if err != nil {
+		t.Error(err)
+	}
 }
 
 // checkImage has the project's own checker look for what neither the kernel nor fsck.erofs sees.
