@@ -1,0 +1,226 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"time"
+
+	"github.com/pexfs/pex/lazy"
+	"github.com/pexfs/pex/lazy/ref"
+	"github.com/pexfs/pex/lazy/store"
+)
+
+type lease struct{ who string }
+
+// fill starts the filler, which runs until the image is sealed or the daemon ends.
+func (s *server) fill(im *lazy.Image) {
+	if im.State() == store.Sealed || im.Filling() {
+		return
+	}
+	leave, ok := s.enter()
+	if !ok {
+		return
+	}
+	go func() {
+		defer leave()
+		if err := im.Fill(s.ctx); err != nil && s.ctx.Err() == nil && !errors.Is(err, lazy.ErrReopened) {
+			s.log.Error("filling image", "image", im.Info().Key, "err", err)
+		}
+	}()
+}
+
+// image gives an image of the cache, with somewhere to fetch from.
+func (s *server) image(ctx context.Context, r *http.Request) (*lazy.Image, error) {
+	im, err := s.cache.Image(ctx, store.Key(r.PathValue("key")))
+	if err != nil || im.HasRepo() || im.State() == store.Sealed {
+		return im, err
+	}
+	name, err := ref.Parse(im.Info().Ref)
+	if err != nil {
+		return nil, err
+	}
+	repo, err := OpenRepo(ctx, name, nil, false, s.transport)
+	if err != nil {
+		return nil, err
+	}
+	im.SetRepo(repo)
+	return im, nil
+}
+
+func (s *server) lease(w http.ResponseWriter, r *http.Request) {
+	key := store.Key(r.PathValue("key"))
+	l := &lease{who: r.URL.Query().Get("who")}
+	if !s.addLease(key, l) {
+		fail(w, fmt.Errorf("%w: image %.12s is being removed", store.ErrNotCached, key))
+		return
+	}
+	defer func() {
+		s.mu.Lock()
+		delete(s.leases[key], l)
+		if len(s.leases[key]) == 0 {
+			delete(s.leases, key)
+		}
+		s.mu.Unlock()
+	}()
+	im, err := s.image(r.Context(), r)
+	if err != nil {
+		fail(w, err)
+		return
+	}
+	if r.URL.Query().Get("fill") != "" {
+		s.fill(im)
+	}
+	w.WriteHeader(http.StatusOK)
+	http.NewResponseController(w).Flush()
+	<-r.Context().Done()
+}
+
+// addLease refuses a lease of an image that is being removed.
+func (s *server) addLease(key store.Key, l *lease) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.removing[key] {
+		return false
+	}
+	if s.leases[key] == nil {
+		s.leases[key] = make(map[*lease]bool)
+	}
+	s.leases[key][l] = true
+	return true
+}
+
+func (s *server) need(w http.ResponseWriter, r *http.Request) {
+	var req NeedRequest
+	err := readBody(r, &req)
+	if err == nil {
+		var im *lazy.Image
+		for range 2 { // a check that finds damage opens the image anew
+			if im, err = s.image(r.Context(), r); err == nil {
+				err = im.Need(r.Context(), req.Off, req.N)
+			}
+			if !errors.Is(err, lazy.ErrReopened) {
+				break
+			}
+		}
+	}
+	if err != nil {
+		if r.Context().Err() == nil {
+			s.log.Warn("read fails", "image", r.PathValue("key"), "off", req.Off, "n", req.N, "err", err)
+		}
+		fail(w, err)
+		return
+	}
+	w.WriteHeader(http.StatusNoContent)
+}
+
+func (s *server) wait(w http.ResponseWriter, r *http.Request) {
+	im, err := s.image(r.Context(), r)
+	if err != nil {
+		fail(w, err)
+		return
+	}
+	im.ResetErr() // it may be mended now
+	out := newLines(w)
+	defer out.end()
+	t := time.NewTicker(200 * time.Millisecond)
+	defer t.Stop()
+	for {
+		if im, err = s.image(r.Context(), r); err != nil { // another one, after a check that found damage
+			out.send(Message{Error: toError(err)})
+			return
+		}
+		sealed := im.State() == store.Sealed
+		if !sealed && !im.Filling() {
+			if err := im.Err(); err != nil {
+				out.send(Message{Error: toError(err)})
+				return
+			}
+			s.fill(im)
+		}
+		st := s.imageStatus(im.Info(), nil)
+		if out.send(Message{Image: &st}) != nil || sealed {
+			return
+		}
+		select {
+		case <-r.Context().Done():
+			return
+		case <-im.Sealed():
+		case <-t.C:
+		}
+	}
+}
+
+func (s *server) fsck(w http.ResponseWriter, r *http.Request) {
+	var req FsckRequest
+	if err := readBody(r, &req); err != nil {
+		fail(w, err)
+		return
+	}
+	repo := func(info store.Info) (lazy.Repo, error) {
+		name, err := ref.Parse(info.Ref)
+		if err != nil {
+			return nil, err
+		}
+		return OpenRepo(r.Context(), name, req.Auth, false, s.transport)
+	}
+	key := store.Key(r.PathValue("key"))
+	out := newLines(w)
+	defer out.end()
+	var last time.Time
+	rep, err := s.cache.Fsck(r.Context(), key, repo, req.Heal, func(e lazy.Event) {
+		if time.Since(last) > 100*time.Millisecond {
+			last = time.Now()
+			out.send(Message{Event: &e})
+		}
+	})
+	if !rep.None() {
+		s.log.Warn("image is damaged", "image", key, "blocks", rep.Bad, "first", rep.Offsets, "tree", rep.Tree, "map", rep.Map, "root", rep.Root,
+			"files", rep.Files, "healed", rep.Healed, "err", err)
+	}
+	if err == nil && rep.Healed && rep.Files == "" {
+		var im *lazy.Image
+		if im, err = s.cache.Image(r.Context(), key); err == nil {
+			s.fill(im)
+		}
+	}
+	if err != nil {
+		out.send(Message{Fsck: &rep, Error: toError(err)})
+		return
+	}
+	out.send(Message{Fsck: &rep})
+}
+
+func (s *server) remove(w http.ResponseWriter, r *http.Request) {
+	key := store.Key(r.PathValue("key"))
+	err := s.removal(key)
+	if err == nil {
+		err = s.cache.Remove(r.Context(), key)
+		s.mu.Lock()
+		delete(s.removing, key)
+		s.mu.Unlock()
+	}
+	if err != nil {
+		fail(w, err)
+		return
+	}
+	w.WriteHeader(http.StatusNoContent)
+}
+
+// removal begins the removal of an image that nobody uses.
+func (s *server) removal(key store.Key) error {
+	if im := s.cache.Loaded(key); im != nil && im.Filling() {
+		return fmt.Errorf("image %.12s is %w: it is being filled", key, errBusy)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for l := range s.leases[key] {
+		return fmt.Errorf("image %.12s is %w: %s", key, errBusy, l.who)
+	}
+	if s.removing[key] {
+		return fmt.Errorf("%w: image %.12s is being removed", store.ErrNotCached, key)
+	}
+	s.removing[key] = true
+	return nil
+}

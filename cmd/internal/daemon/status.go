@@ -1,0 +1,87 @@
+package daemon
+
+import (
+	"encoding/json"
+	"errors"
+	"net/http"
+	"os"
+	"slices"
+
+	"github.com/pexfs/pex/lazy/store"
+)
+
+func (s *server) imageStatus(info store.Info, refs []store.Ref) ImageStatus {
+	im := s.cache.Loaded(info.Key)
+	if im != nil {
+		info = im.Info()
+	}
+	st := ImageStatus{
+		Key: info.Key, Manifest: info.Manifest, State: info.State, Size: info.Size, Inodes: info.Inodes, Root: info.Root,
+		Created: info.Created, Layers: make([]LayerStatus, len(info.Layers)), Refs: []string{}, Users: []string{},
+	}
+	for i, l := range info.Layers {
+		st.Layers[i].Layer = l
+	}
+	if st.State == store.Sealed {
+		st.Present = st.Size
+	}
+	if im != nil {
+		st.State, st.Present, st.Fetched, st.Filling, st.Replaying = im.State(), im.Present(), im.Fetched(), im.Filling(), im.Replaying()
+		for i, p := range im.Layers() {
+			st.Layers[i].Visible, st.Layers[i].Present = p.Visible, p.Present
+		}
+		if st.State == store.Sealed {
+			st.Root = im.Root()
+		} else if err := im.Err(); err != nil {
+			st.Error = err.Error()
+		}
+	}
+	s.mu.Lock()
+	for l := range s.leases[info.Key] {
+		st.Users = append(st.Users, l.who)
+	}
+	s.mu.Unlock()
+	slices.Sort(st.Users)
+	for _, r := range refs {
+		if rec, err := s.st.Record(r.Manifest); err == nil && rec.Image == info.Key {
+			st.Refs = append(st.Refs, r.Ref)
+		}
+	}
+	slices.Sort(st.Refs)
+	return st
+}
+
+func (s *server) status(w http.ResponseWriter, r *http.Request) {
+	infos, err := s.st.Images()
+	if err != nil {
+		fail(w, err)
+		return
+	}
+	refs, err := s.st.Refs()
+	if err != nil {
+		fail(w, err)
+		return
+	}
+	st := Status{PID: os.Getpid(), Cache: s.st.Dir(), Started: s.started, Opening: []Opening{}, Images: []ImageStatus{}}
+	s.mu.Lock()
+	for o := range s.opening {
+		st.Opening = append(st.Opening, *o)
+	}
+	s.mu.Unlock()
+	for _, i := range infos {
+		// an image that isn't loaded is opened for its count of what is present
+		var err error
+		if i.State == store.Lazy {
+			if _, err = s.cache.Image(r.Context(), i.Key); err != nil {
+				s.log.Warn("status", "image", i.Key, "err", err)
+			}
+		}
+		im := s.imageStatus(i, refs)
+		if errors.Is(err, store.ErrDamaged) {
+			im.State, im.Error = store.Damaged, err.Error()
+		}
+		st.Images = append(st.Images, im)
+	}
+	w.Header().Set("Content-Type", "application/json")
+	json.NewEncoder(w).Encode(st)
+}
