@@ -29,6 +29,8 @@ type hostileRepo struct {
 	docs [][]byte
 }
 
+func (r *hostileRepo) Probe(context.Context) (v1.Hash, error) { return v1.Hash{}, nil }
+
 func (r *hostileRepo) Resolve(context.Context) (v1.Descriptor, error) { return v1.Descriptor{}, nil }
 
 func (r *hostileRepo) Manifest(_ context.Context, d v1.Descriptor) ([]byte, error) {
@@ -92,7 +94,7 @@ func FuzzManifest(f *testing.F) {
 			t.Fatal(err)
 		}
 		r := &hostileRepo{repo, [][]byte{first, second, third}}
-		o, err := c.Open(context.Background(), name, r, OpenOptions{Platform: amd64, Strict: strict})
+		o, err := c.Open(context.Background(), name, r, OpenOptions{Platform: amd64, Pull: PullAlways, Strict: strict})
 		c.trims.Wait()
 		if left, _ := filepath.Glob(filepath.Join(dir, "tmp", "*")); len(left) > 0 {
 			t.Errorf("left over: %v", left)
@@ -111,7 +113,7 @@ func FuzzManifest(f *testing.F) {
 		if len(o.Manifest) != 2*sha256.Size || !json.Valid(o.Config) {
 			t.Errorf("manifest %q, config %q", o.Manifest, o.Config)
 		}
-		again, err := c.Open(context.Background(), name, &hostileRepo{repo, [][]byte{first, second, third}}, OpenOptions{Platform: amd64})
+		again, err := c.Open(context.Background(), name, &hostileRepo{repo, [][]byte{first, second, third}}, OpenOptions{Platform: amd64, Pull: PullAlways})
 		if err != nil || again.Image != o.Image || again.Manifest != o.Manifest || !bytes.Equal(again.Config, o.Config) {
 			t.Errorf("opened again: %+v, %v; before %+v", again, err, o)
 		}
@@ -177,7 +179,7 @@ func openGood(f *testing.F, repo *memRepo) (store.Key, []byte) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	o, err := c.Open(context.Background(), name, repo, OpenOptions{Platform: amd64})
+	o, err := c.Open(context.Background(), name, repo, OpenOptions{Platform: amd64, Pull: PullAlways})
 	if err != nil {
 		f.Fatal(err)
 	}

@@ -38,6 +38,9 @@ type Repo interface {
 	Blobs
 	// Resolve gives the descriptor of what the reference names: a manifest or an index.
 	Resolve(ctx context.Context) (v1.Descriptor, error)
+	// Probe gives the digest of what the reference names, for less than Resolve takes and without going on for long where nothing
+	// answers. It is zero where that isn't to be had.
+	Probe(ctx context.Context) (v1.Hash, error)
 	// Manifest reads a manifest, an index or a config whole and verifies it against its descriptor.
 	Manifest(ctx context.Context, d v1.Descriptor) ([]byte, error)
 }

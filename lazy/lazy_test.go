@@ -34,8 +34,10 @@ type memRepo struct {
 	gone    atomic.Bool
 	fetched sync.Map // bytes by digest
 
-	requests atomic.Int64
-	hold     func() // where not nil, called by each Fetch before it answers
+	probes, resolved atomic.Int64 // calls
+	noDigest         bool         // Probe tells none
+	requests         atomic.Int64
+	hold             func() // where not nil, called by each Fetch before it answers
 }
 
 func newRepo() *memRepo { return &memRepo{blobs: make(map[v1.Hash][]byte)} }
@@ -48,10 +50,20 @@ func (r *memRepo) put(b []byte, mt types.MediaType) v1.Descriptor {
 }
 
 func (r *memRepo) Resolve(context.Context) (v1.Descriptor, error) {
+	r.resolved.Add(1)
 	if r.gone.Load() {
 		return v1.Descriptor{}, fmt.Errorf("%w: gone", registry.ErrUnreachable)
 	}
 	return r.root, nil
+}
+
+func (r *memRepo) Probe(ctx context.Context) (v1.Hash, error) {
+	r.probes.Add(1)
+	d, err := r.Resolve(ctx)
+	if r.noDigest {
+		d.Digest = v1.Hash{}
+	}
+	return d.Digest, err
 }
 
 func (r *memRepo) Manifest(_ context.Context, d v1.Descriptor) ([]byte, error) {
@@ -178,7 +190,7 @@ func open(t *testing.T, c *Cache, r Repo, name string) (*Opened, error) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return c.Open(context.Background(), n, r, OpenOptions{Platform: amd64})
+	return c.Open(context.Background(), n, r, OpenOptions{Platform: amd64, Pull: PullAlways})
 }
 
 func mustOpen(t *testing.T, c *Cache, r Repo, name string) *Image {
@@ -420,7 +432,7 @@ func TestUnreachable(t *testing.T) {
 		t.Fatal(err)
 	}
 	warned := false
-	o, err := c.Open(context.Background(), n, r, OpenOptions{Platform: amd64, Progress: func(e Event) { warned = warned || e.Stage == "warning" }})
+	o, err := c.Open(context.Background(), n, r, OpenOptions{Platform: amd64, Pull: PullNewer, Progress: func(e Event) { warned = warned || e.Stage == "warning" }})
 	if err != nil || !warned {
 		t.Fatal(err, warned)
 	}

@@ -168,6 +168,8 @@ func (p imageParts) repo() *imageRepo {
 	return r
 }
 
+func (r *imageRepo) Probe(context.Context) (v1.Hash, error) { return v1.Hash{}, nil }
+
 func (r *imageRepo) Resolve(context.Context) (v1.Descriptor, error) { return r.root, nil }
 
 func (r *imageRepo) Manifest(_ context.Context, d v1.Descriptor) ([]byte, error) {

@@ -63,7 +63,7 @@ func (o opening) open(ctx context.Context, c *lazy.Cache) (*lazy.Image, error) {
 	if err != nil {
 		return nil, err
 	}
-	opened, err := c.Open(ctx, n, o.repo, lazy.OpenOptions{Platform: ref.Platform{OS: "linux", Architecture: "amd64"}, Verify: o.verify})
+	opened, err := c.Open(ctx, n, o.repo, lazy.OpenOptions{Platform: ref.Platform{OS: "linux", Architecture: "amd64"}, Pull: lazy.PullAlways, Verify: o.verify})
 	if err != nil {
 		return nil, err
 	}

@@ -16,6 +16,8 @@ var _ Repo = offline{}
 
 func (offline) Resolve(context.Context) (v1.Descriptor, error) { return v1.Descriptor{}, ErrOffline }
 
+func (offline) Probe(context.Context) (v1.Hash, error) { return v1.Hash{}, ErrOffline }
+
 func (offline) Manifest(context.Context, v1.Descriptor) ([]byte, error) { return nil, ErrOffline }
 
 func (offline) Blob(d v1.Descriptor) blob.Source { return offlineBlob(d.Size) }

@@ -8,9 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
-	"time"
 
-	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 
@@ -24,6 +22,10 @@ import (
 // OpenOptions of one opening.
 type OpenOptions struct {
 	Platform ref.Platform
+	// Pull says when the registry is asked what a tag is. What is not in a registry, a folder, is always looked at.
+	Pull Pull
+	// Insecure is kept with the reference: plain HTTP is permitted with its registry.
+	Insecure bool
 	// Strict refuses an image in which something is ambiguous, with an error that wraps ErrAmbiguous.
 	Strict bool
 	// Verify reads every layer that has a table of contents whole and compares the two, before the image is shown. An image in
@@ -66,8 +68,7 @@ type Opened struct {
 
 const maxLayers = 4096
 
-// Open resolves a reference and opens its image: from the cache where the cache has it, else by reading its layers. A tag
-// that can't be resolved since nothing answers opens what it stood for last, with a warning event.
+// Open resolves a reference, as o.Pull says, and opens its image: from the cache where the cache has it, else by reading its layers.
 func (c *Cache) Open(ctx context.Context, r ref.Ref, repo Repo, o OpenOptions) (*Opened, error) {
 	tell := o.Progress
 	if tell == nil {
@@ -77,7 +78,7 @@ func (c *Cache) Open(ctx context.Context, r ref.Ref, repo Repo, o OpenOptions) (
 		repo = offline{}
 	}
 	tell(Event{Stage: "resolving", Text: r.String()})
-	d, raw, err := c.resolve(ctx, r, repo, o.Platform, tell)
+	d, raw, err := c.resolve(ctx, r, repo, o, tell)
 	if errors.Is(err, ErrOffline) {
 		err = fmt.Errorf("opening %s: %w, and the cache hasn't got it", r, ErrOffline)
 	}
@@ -157,83 +158,6 @@ func (c *Cache) openCached(ctx context.Context, manifest string, repo Repo, o Op
 	}
 	im.setRepo(repo)
 	return &Opened{Image: im, Manifest: manifest, Config: config}, nil
-}
-
-// resolve gives the digest and bytes of the platform's manifest.
-func (c *Cache) resolve(ctx context.Context, r ref.Ref, repo Repo, p ref.Platform, tell func(Event)) (v1.Hash, []byte, error) {
-	last, lastErr := c.st.Ref(r.String(), p.String())
-	if repo == (offline{}) || r.IsDigest() { // a digest means the same for ever
-		known := last.Manifest
-		if lastErr != nil && r.IsDigest() {
-			known = c.opened(r)
-		}
-		if raw, err := c.st.Blob(known); err == nil {
-			return v1.Hash{Algorithm: "sha256", Hex: known}, raw, nil
-		}
-	}
-	raw, d, err := c.fetchManifest(ctx, repo, p)
-	if err != nil {
-		if lastErr != nil || ctx.Err() != nil || !errors.Is(err, ErrUnreachable) {
-			return v1.Hash{}, nil, err
-		}
-		raw, berr := c.st.Blob(last.Manifest)
-		if berr != nil {
-			return v1.Hash{}, nil, err
-		}
-		tell(Event{Stage: "warning", Text: fmt.Sprintf("%v; using what %s was on %s", err, r, last.Resolved.Format(time.DateTime))})
-		return v1.Hash{Algorithm: "sha256", Hex: last.Manifest}, raw, nil
-	}
-	if _, err := c.st.PutBlob(raw); err != nil {
-		return v1.Hash{}, nil, fmt.Errorf("keeping manifest of %s: %w", r, err)
-	}
-	if lastErr != nil || last.Manifest != d.Hex {
-		if err := c.st.PutRef(store.Ref{Ref: r.String(), Platform: p.String(), Manifest: d.Hex, Resolved: time.Now().UTC()}); err != nil {
-			return v1.Hash{}, nil, fmt.Errorf("keeping digest of %s: %w", r, err)
-		}
-	}
-	return d, raw, nil
-}
-
-// opened is the manifest, SHA-256 in hex, that a reference by digest names, if an image was opened by it, whatever its name was then.
-func (c *Cache) opened(r ref.Ref) string {
-	d := r.Digest.Hex
-	if n, ok := r.Name.(name.Digest); ok {
-		d = strings.TrimPrefix(n.DigestStr(), "sha256:")
-	}
-	if _, err := c.st.Record(d); err != nil {
-		return ""
-	}
-	return d
-}
-
-func (c *Cache) fetchManifest(ctx context.Context, repo Repo, p ref.Platform) ([]byte, v1.Hash, error) {
-	d, err := repo.Resolve(ctx)
-	if err != nil {
-		return nil, v1.Hash{}, err
-	}
-	raw, err := repo.Manifest(ctx, d)
-	if err != nil {
-		return nil, v1.Hash{}, err
-	}
-	for depth := 0; isIndex(d.MediaType, raw); depth++ {
-		if depth == 3 {
-			return nil, v1.Hash{}, fmt.Errorf("index %s: indexes nest too deep", d.Digest)
-		}
-		var ix v1.IndexManifest
-		if err := json.Unmarshal(raw, &ix); err != nil {
-			return nil, v1.Hash{}, fmt.Errorf("reading index %s: %w", d.Digest, err)
-		}
-		if d, err = ref.Select(p, ix.Manifests); err != nil {
-			return nil, v1.Hash{}, err
-		}
-		if raw, err = repo.Manifest(ctx, d); err != nil {
-			return nil, v1.Hash{}, err
-		}
-	}
-	if d.Digest.Algorithm != "sha256" {
-		return nil, v1.Hash{}, fmt.Errorf("manifest %s: digests other than SHA-256 are not supported", d.Digest)
-	}
-	return raw, d.Digest, nil
 }
 
 // isIndex tells an index from a manifest; what the bytes say counts for more than the descriptor, which may be silent.

@@ -196,7 +196,7 @@ func (c *Cache) Pack(ctx context.Context, parts []Part, shift uint32, o OpenOpti
 	r := &recipe{shift: shift, opts: o}
 	for _, p := range parts {
 		tell(Event{Stage: "resolving", Text: p.Ref.String()})
-		d, raw, err := c.resolve(ctx, p.Ref, p.Repo, o.Platform, tell)
+		d, raw, err := c.resolve(ctx, p.Ref, p.Repo, o, tell)
 		if err != nil {
 			return nil, err
 		}

@@ -28,11 +28,12 @@ func names(im daemon.ImageStatus) []string {
 	return im.Refs
 }
 
-func created(im daemon.ImageStatus) string {
-	if im.Created.IsZero() { // its info is damaged
+// day is a time for people; "-" where it isn't known.
+func day(t time.Time) string {
+	if t.IsZero() {
 		return "-"
 	}
-	return im.Created.Local().Format(time.DateTime)
+	return t.Local().Format(time.DateTime)
 }
 
 func lsCommand(cacheDir *string) *cobra.Command {
@@ -48,10 +49,14 @@ func lsCommand(cacheDir *string) *cobra.Command {
 				return printJSON(st.Images)
 			}
 			w := tabwriter.NewWriter(os.Stdout, 0, 8, 2, ' ', 0)
-			fmt.Fprintln(w, "IMAGE\tKEY\tSTATE\tPRESENT\tSIZE\tCREATED")
+			fmt.Fprintln(w, "IMAGE\tKEY\tSTATE\tPRESENT\tSIZE\tCREATED\tASKED")
 			for _, im := range st.Images {
-				for _, n := range names(im) {
-					fmt.Fprintf(w, "%s\t%.12s\t%s\t%d%%\t%s\t%s\n", n, im.Key, im.State, percent(im), cli.Bytes(im.Size), created(im))
+				for i, n := range names(im) {
+					var asked time.Time
+					if i < len(im.Tags) {
+						asked = im.Tags[i].Asked
+					}
+					fmt.Fprintf(w, "%s\t%.12s\t%s\t%d%%\t%s\t%s\t%s\n", n, im.Key, im.State, percent(im), cli.Bytes(im.Size), day(im.Created), day(asked))
 				}
 			}
 			return w.Flush()

@@ -70,7 +70,7 @@ was healed, 4 damage that is left, 8 fsck itself failed.`,
 				if len(im.Refs) > 0 {
 					if r, err := ref.Parse(im.Refs[0]); err == nil && r.Transport == ref.Registry {
 						if a, err := registry.Credentials(cmd.Context(), r); err == nil {
-							req.Auth = &a
+							req.Ref, req.Auth = im.Refs[0], &a
 						}
 					}
 				}

@@ -50,6 +50,12 @@ func (r *Repo) Resolve(ctx context.Context) (v1.Descriptor, error) {
 	return d, nil
 }
 
+// Probe gives the digest that Resolve would.
+func (r *Repo) Probe(ctx context.Context) (v1.Hash, error) {
+	d, err := r.Resolve(ctx)
+	return d.Digest, err
+}
+
 func (r *Repo) resolve(ctx context.Context) (v1.Descriptor, error) {
 	if err := ctx.Err(); err != nil {
 		return v1.Descriptor{}, err

@@ -60,7 +60,7 @@ func (s *source) fetch(ctx context.Context, what, at string, off, n int64) (io.R
 	if n < s.desc.Size {
 		h.Set("Range", fmt.Sprintf("bytes=%d-%d", off, off+n-1))
 	}
-	resp, err := s.repo.do(ctx, what, at, h)
+	resp, err := s.repo.do(ctx, http.MethodGet, what, at, h)
 	if err != nil {
 		return nil, err
 	}

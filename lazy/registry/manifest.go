@@ -3,6 +3,7 @@ package registry
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"mime"
@@ -68,6 +69,45 @@ func (r *Repo) Resolve(ctx context.Context) (v1.Descriptor, error) {
 	return found.desc, nil
 }
 
+// Probe asks by a HEAD request what the reference's digest is now. It is zero where the registry doesn't tell by itself (its header
+// Docker-Content-Digest is no part of the distribution specification), or has no HEAD. Failures that may pass are met as by Resolve, but
+// a registry that can't be reached is one at once.
+func (r *Repo) Probe(ctx context.Context) (v1.Hash, error) {
+	id := r.ref.Identifier()
+	what := "digest of manifest " + id
+	var found v1.Hash
+	err := r.retry.Do(ctx, func(ctx context.Context, _ func()) error {
+		resp, err := r.do(ctx, http.MethodHead, what, r.url("manifests", id), http.Header{"Accept": {accept}})
+		if errors.Is(err, ErrUnreachable) {
+			return final{err}
+		}
+		if err != nil {
+			return err
+		}
+		defer discard(resp)
+		if resp.StatusCode != http.StatusOK {
+			if err := refusal(what, resp, r.session.home(resp.Request.URL)); blob.Temporary(err) {
+				return err
+			}
+			return nil // whether it is there, GET tells for certain
+		}
+		if h, err := v1.NewHash(resp.Header.Get("Docker-Content-Digest")); err == nil && h.Algorithm == "sha256" {
+			found = h
+		}
+		return nil
+	})
+	if err != nil {
+		return v1.Hash{}, fmt.Errorf("resolving %s: %w", r.ref.Name(), err)
+	}
+	return found, nil
+}
+
+// final is an error that isn't worth another attempt.
+type final struct{ error }
+
+func (e final) Unwrap() error   { return e.error }
+func (e final) Temporary() bool { return false }
+
 // Manifest is the manifest, index or configuration d describes, verified against its digest and size. More than 8 MiB
 // are refused. The result must not be changed.
 func (r *Repo) Manifest(ctx context.Context, d v1.Descriptor) ([]byte, error) {
@@ -128,7 +168,7 @@ func (r *Repo) get(ctx context.Context, what, kind, id, accept string) (*http.Re
 	if accept != "" {
 		h.Set("Accept", accept)
 	}
-	resp, err := r.do(ctx, what, r.url(kind, id), h)
+	resp, err := r.do(ctx, http.MethodGet, what, r.url(kind, id), h)
 	if err != nil {
 		return nil, err
 	}
@@ -139,9 +179,9 @@ func (r *Repo) get(ctx context.Context, what, kind, id, accept string) (*http.Re
 	return resp, nil
 }
 
-// do sends a GET request; the caller judges the status and closes the body.
-func (r *Repo) do(ctx context.Context, what, rawURL string, h http.Header) (*http.Response, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, rawURL, nil)
+// do sends a request without a body; the caller judges the status and closes the answer's.
+func (r *Repo) do(ctx context.Context, method, what, rawURL string, h http.Header) (*http.Response, error) {
+	req, err := http.NewRequestWithContext(ctx, method, rawURL, nil)
 	if err != nil {
 		return nil, failure(what, nil, err)
 	}

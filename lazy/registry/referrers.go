@@ -47,7 +47,7 @@ func (r *Repo) Referrers(ctx context.Context, subject v1.Hash, artifactType stri
 // index gets an index whole.
 func (r *Repo) index(ctx context.Context, what, rawURL string) (body []byte, err error) {
 	err = r.retry.Do(ctx, func(ctx context.Context, alive func()) error {
-		resp, err := r.do(ctx, what, rawURL, http.Header{"Accept": {string(types.OCIImageIndex)}})
+		resp, err := r.do(ctx, http.MethodGet, what, rawURL, http.Header{"Accept": {string(types.OCIImageIndex)}})
 		if err != nil {
 			return err
 		}

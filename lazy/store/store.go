@@ -32,7 +32,6 @@ import (
 	"strings"
 	"sync"
 	"syscall"
-	"time"
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
@@ -324,53 +323,6 @@ func isHex(s string) bool {
 		}
 	}
 	return true
-}
-
-// Ref is what a reference stood for when it was last resolved.
-type Ref struct {
-	Ref      string    `json:"ref"`
-	Platform string    `json:"platform"`
-	Manifest string    `json:"manifest"` // SHA-256 in hex of the manifest of that platform
-	Resolved time.Time `json:"resolved"`
-}
-
-// PutRef remembers what a reference stands for.
-func (s *Store) PutRef(r Ref) error {
-	b, err := encodeJSON(r)
-	if err != nil {
-		return err
-	}
-	name := filepath.Join(s.dir, "refs", hexName(r.Ref+"\x00"+r.Platform)+".json")
-	if _, err := os.Lstat(name); err == nil { // it must not be lost for a newer one
-		return writeFile(name, b)
-	}
-	return s.write(name, b)
-}
-
-// Ref tells what a reference stood for, or an error that wraps ErrNotCached.
-func (s *Store) Ref(name, platform string) (Ref, error) {
-	var r Ref
-	err := readJSON(filepath.Join(s.dir, "refs", hexName(name+"\x00"+platform)+".json"), &r)
-	if err == nil && (r.Ref != name || r.Platform != platform || !isHex(r.Manifest)) {
-		err = fmt.Errorf("%w: the record of %s", ErrNotCached, name)
-	}
-	return r, err
-}
-
-// Refs lists every reference that is remembered.
-func (s *Store) Refs() ([]Ref, error) {
-	files, err := filepath.Glob(filepath.Join(s.dir, "refs", "*.json"))
-	if err != nil {
-		return nil, err
-	}
-	var all []Ref
-	for _, f := range files {
-		var r Ref
-		if readJSON(f, &r) == nil {
-			all = append(all, r)
-		}
-	}
-	return all, nil
 }
 
 // Record says which image a manifest became, and which config blob goes with it.

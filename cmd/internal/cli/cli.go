@@ -85,6 +85,7 @@ type OpenOptions struct {
 	Insecure bool
 	Quiet    bool // no progress, only warnings
 	Offline  bool // open only what the cache has, and is complete
+	Pull     Pull // when the registry is asked for a tag
 	// Profile, if it isn't nil, names a profile to look for beside an image that isn't cached.
 	Profile *string
 	Trust
@@ -104,7 +105,7 @@ func Open(ctx context.Context, program, name string, o OpenOptions) (*daemon.Cli
 	if err != nil {
 		return nil, nil, err
 	}
-	req := daemon.OpenRequest{Ref: r.String(), Platform: o.Platform, Fill: o.Fill, Insecure: o.Insecure, Offline: o.Offline, Profile: o.Profile, Strict: o.Strict, Verify: bool(o.Verify), MaxSize: int64(o.MaxSize), MaxEntries: int(o.MaxEntries)}
+	req := daemon.OpenRequest{Ref: r.String(), Platform: o.Platform, Fill: o.Fill, Insecure: o.Insecure, Offline: o.Offline, Pull: lazy.Pull(o.Pull), Profile: o.Profile, Strict: o.Strict, Verify: bool(o.Verify), MaxSize: int64(o.MaxSize), MaxEntries: int(o.MaxEntries)}
 	if r.Transport == ref.Registry && !o.Offline {
 		a, err := registry.Credentials(ctx, r)
 		if err != nil {

@@ -1,13 +1,17 @@
 package cli
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"math"
 	"strconv"
 	"strings"
 
+	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+
+	"github.com/pexfs/pex/lazy"
 )
 
 // Size is a flag: a number of bytes, or of KiB, MiB, GiB or TiB with k, m, g or t.
@@ -104,4 +108,29 @@ func (v *Verify) Set(s string) error {
 		return nil
 	}
 	return errors.New("want chain or full")
+}
+
+// Pull is a flag: one of lazy.Pull.
+type Pull string
+
+// String is the flag's value.
+func (p *Pull) String() string { return string(cmp.Or(lazy.Pull(*p), lazy.PullMissing)) }
+
+// Type names the flag's value in usage messages.
+func (p *Pull) Type() string { return "missing|newer|always|never" }
+
+// Set reads it.
+func (p *Pull) Set(s string) error {
+	v, err := lazy.ParsePull(s)
+	*p = Pull(v)
+	return err
+}
+
+// NetworkFlags adds the flags that say when a registry may be asked, and how.
+func (o *OpenOptions) NetworkFlags(cmd *cobra.Command) {
+	f := cmd.Flags()
+	f.Var(&o.Pull, "pull", "when to ask the registry what a tag is: missing, if the cache hasn't got it; newer, each time, but go on with the cache's if that fails; always; never")
+	f.BoolVar(&o.Offline, "offline", false, "ask no registry: a tag is what it was last, and the image must be complete in the cache")
+	f.BoolVar(&o.Insecure, "insecure", false, "permit plain HTTP to a registry that is not on this machine")
+	cmd.MarkFlagsMutuallyExclusive("pull", "offline")
 }

@@ -48,8 +48,9 @@ type OpenRequest struct {
 	// Profile, if it isn't nil, names a profile to look for beside an image that the cache hasn't got, while its layers are read. A replay
 	// may follow, so the image isn't filled before it is leased.
 	Profile *string `json:"profile,omitempty"`
-	// Offline asks no registry: lazy.OpenOptions.
-	Offline bool `json:"offline,omitempty"`
+	// Offline asks no registry, and Pull says when one is asked for a tag: lazy.OpenOptions.
+	Offline bool      `json:"offline,omitempty"`
+	Pull    lazy.Pull `json:"pull,omitempty"`
 	// Auth are the credentials for the reference's registry. The daemon keeps them in memory only.
 	Auth *authn.AuthConfig `json:"auth,omitempty"`
 }
@@ -76,7 +77,8 @@ type Message struct {
 // FsckRequest asks for a check of what is present of an image.
 type FsckRequest struct {
 	Heal bool `json:"heal"` // make damaged blocks anew
-	// Auth are the credentials for the registry that the image came from.
+	// Auth are the credentials for the registry of Ref, a reference that stands for the image.
+	Ref  string            `json:"ref,omitempty"`
 	Auth *authn.AuthConfig `json:"auth,omitempty"`
 }
 
@@ -90,6 +92,7 @@ type NeedRequest struct {
 type ImageStatus struct {
 	Key       store.Key     `json:"key"`
 	Refs      []string      `json:"refs"`
+	Tags      []TagStatus   `json:"tags"` // each of Refs, in the same order
 	Manifest  string        `json:"manifest"`
 	State     store.State   `json:"state"`
 	Filling   bool          `json:"filling"`
@@ -103,6 +106,12 @@ type ImageStatus struct {
 	Layers    []LayerStatus `json:"layers"`
 	Users     []string      `json:"users"`
 	Error     string        `json:"error,omitempty"`
+}
+
+// TagStatus is a reference that stands for an image.
+type TagStatus struct {
+	Ref   string    `json:"ref"`
+	Asked time.Time `json:"asked"` // when its registry last said that it does
 }
 
 // LayerStatus is a layer of an image, bottom first. Visible and Present are known of an image that isn't sealed.
@@ -162,6 +171,8 @@ func toError(err error) *Error {
 		e.Hint = "--max-size and --max-entries set other limits"
 	case errors.Is(err, lazy.ErrOffline):
 		e.Hint = "with a network, `pexfs wait` completes an image that was opened"
+	case errors.Is(err, lazy.ErrUnknownTag):
+		e.Hint = "without --pull never its registry is asked once"
 	case errors.Is(err, blob.ErrDigestMismatch):
 		e.Code = CodeCorrupt
 	case errors.Is(err, store.ErrNotCached):
@@ -171,7 +182,7 @@ func toError(err error) *Error {
 	case errors.Is(err, registry.ErrNotFound):
 		e.Hint = "check the name and the tag"
 	case errors.Is(err, registry.ErrUnreachable):
-		e.Hint = "check the network and the registry's name; what is cached already can be opened without it"
+		e.Hint = "check the network and the registry's name; what is cached already opens without it, by default or with --pull missing"
 	}
 	return e
 }

@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/pexfs/pex/lazy"
-	"github.com/pexfs/pex/lazy/ref"
 	"github.com/pexfs/pex/lazy/store"
 )
 
@@ -37,11 +36,7 @@ func (s *server) image(ctx context.Context, r *http.Request) (*lazy.Image, error
 	if err != nil || im.HasRepo() || im.State() == store.Sealed {
 		return im, err
 	}
-	name, err := ref.Parse(im.Info().Ref)
-	if err != nil {
-		return nil, err
-	}
-	repo, err := OpenRepo(ctx, name, nil, false, s.transport)
+	repo, err := s.repoOf(ctx, im.Info(), "", nil)
 	if err != nil {
 		return nil, err
 	}
@@ -158,13 +153,7 @@ func (s *server) fsck(w http.ResponseWriter, r *http.Request) {
 		fail(w, err)
 		return
 	}
-	repo := func(info store.Info) (lazy.Repo, error) {
-		name, err := ref.Parse(info.Ref)
-		if err != nil {
-			return nil, err
-		}
-		return OpenRepo(r.Context(), name, req.Auth, false, s.transport)
-	}
+	repo := func(info store.Info) (lazy.Repo, error) { return s.repoOf(r.Context(), info, req.Ref, req.Auth) }
 	key := store.Key(r.PathValue("key"))
 	out := newLines(w)
 	defer out.end()

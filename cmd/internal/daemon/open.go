@@ -67,7 +67,7 @@ func (s *server) openImage(ctx context.Context, req OpenRequest, out *lines) (*O
 		s.mu.Unlock()
 	}()
 	var last time.Time
-	o, err := s.cache.Open(ctx, name, repo, lazy.OpenOptions{Cold: cold, Platform: p, Strict: req.Strict, Verify: req.Verify, Offline: req.Offline, MaxSize: req.MaxSize, MaxEntries: req.MaxEntries, Progress: func(e lazy.Event) {
+	o, err := s.cache.Open(ctx, name, repo, lazy.OpenOptions{Cold: cold, Platform: p, Strict: req.Strict, Verify: req.Verify, Offline: req.Offline, Pull: req.Pull, Insecure: req.Insecure, MaxSize: req.MaxSize, MaxEntries: req.MaxEntries, Progress: func(e lazy.Event) {
 		s.mu.Lock()
 		same := op.Event.Stage == e.Stage && time.Since(last) < 100*time.Millisecond
 		op.Event = e

@@ -13,6 +13,7 @@ import (
 	"github.com/pexfs/pex/lazy/layout"
 	"github.com/pexfs/pex/lazy/ref"
 	"github.com/pexfs/pex/lazy/registry"
+	"github.com/pexfs/pex/lazy/store"
 )
 
 // repo is a Repo whose blobs are fetched again, from where they broke off, after faults that may pass.
@@ -28,6 +29,32 @@ func warm(ctx context.Context, r lazy.Repo) {
 	if w, ok := r.(interface{ Warm(context.Context) }); ok {
 		w.Warm(ctx)
 	}
+}
+
+// repoOf opens where an image came from: by the reference of, or else by the one of those that stand for the image whose registry was asked
+// last, as it was permitted to speak with it then. auth are the credentials for of's registry, and go to no other.
+func (s *server) repoOf(ctx context.Context, info store.Info, of string, auth *authn.AuthConfig) (lazy.Repo, error) {
+	refs, err := s.st.Refs()
+	if err != nil {
+		return nil, err
+	}
+	best := store.Ref{Ref: info.Ref}
+	for _, r := range refs {
+		if rec, err := s.st.Record(r.Manifest); err != nil || rec.Image != info.Key {
+			continue
+		}
+		if r.Ref == of || best.Ref != of && r.Asked.After(best.Asked) {
+			best = r
+		}
+	}
+	if best.Ref != of {
+		auth = nil
+	}
+	name, err := ref.Parse(best.Ref)
+	if err != nil {
+		return nil, err
+	}
+	return OpenRepo(ctx, name, auth, best.Insecure, s.transport)
 }
 
 // OpenRepo opens where a reference points to. Without credentials it looks for them itself, in the files of the user

@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"os"
 	"slices"
+	"strings"
 
 	"github.com/pexfs/pex/lazy/store"
 )
@@ -17,7 +18,7 @@ func (s *server) imageStatus(info store.Info, refs []store.Ref) ImageStatus {
 	}
 	st := ImageStatus{
 		Key: info.Key, Manifest: info.Manifest, State: info.State, Size: info.Size, Inodes: info.Inodes, Root: info.Root,
-		Created: info.Created, Layers: make([]LayerStatus, len(info.Layers)), Refs: []string{}, Users: []string{},
+		Created: info.Created, Layers: make([]LayerStatus, len(info.Layers)), Refs: []string{}, Tags: []TagStatus{}, Users: []string{},
 	}
 	for i, l := range info.Layers {
 		st.Layers[i].Layer = l
@@ -44,10 +45,13 @@ func (s *server) imageStatus(info store.Info, refs []store.Ref) ImageStatus {
 	slices.Sort(st.Users)
 	for _, r := range refs {
 		if rec, err := s.st.Record(r.Manifest); err == nil && rec.Image == info.Key {
-			st.Refs = append(st.Refs, r.Ref)
+			st.Tags = append(st.Tags, TagStatus{r.Ref, r.Asked})
 		}
 	}
-	slices.Sort(st.Refs)
+	slices.SortFunc(st.Tags, func(a, b TagStatus) int { return strings.Compare(a.Ref, b.Ref) })
+	for _, t := range st.Tags {
+		st.Refs = append(st.Refs, t.Ref)
+	}
 	return st
 }
 
