@@ -2,62 +2,152 @@ package registry
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"net/url"
 	"strconv"
 	"strings"
-	"sync/atomic"
+	"sync"
+	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
 	"github.com/pexfs/pex/lazy/blob"
 )
 
-// maxSkip is how much of a whole blob is read and thrown away for a part of it, in bytes, where the registry doesn't
-// serve ranges.
-const maxSkip = 1 << 20
+const (
+	// refusedTime is how long a blob's refusal answers for the registry: as long as those ask who waited for the same.
+	refusedTime = time.Second
+	// maxMoves is how many addresses one fetch tries that others have found meanwhile.
+	maxMoves = 3
+)
 
 // source is a blob of a repository.
 type source struct {
-	repo *Repo
-	desc v1.Descriptor
-	// location is where the registry sent the last fetch, on another host, or nil. It is asked first, until it fails:
-	// a signed URL is good for many ranges.
-	location atomic.Pointer[string]
+	repo   *Repo
+	digest v1.Hash
+	size   int64
+
+	// turn is held by the one who asks the registry for another address, in place of one that has failed: whoever waits for it uses what he
+	// finds. Taken before mu.
+	turn chan struct{}
+	mu   sync.Mutex // guards what follows
+	// location is where the registry sent the last fetch, on another host, or "". It is asked first, until it fails: a signed URL is
+	// good for many ranges.
+	location  string
+	moved     bool  // there was a location once
+	refused   error // why the registry doesn't give the blob, or nil
+	refusedAt time.Time
 }
 
 var _ blob.Source = (*source)(nil)
 
-func (s *source) Size() int64 { return s.desc.Size }
+func (s *source) Size() int64 { return s.size }
+
+// Where is the URL that the blob's bytes come from, without its query.
+func (s *source) Where() string {
+	s.mu.Lock()
+	at := s.location
+	s.mu.Unlock()
+	if at == "" {
+		at = s.repo.url("blobs", s.digest.String())
+	}
+	u, err := url.Parse(at)
+	if err != nil {
+		return "?"
+	}
+	return redact(u)
+}
 
 // Fetch asks for one range of bytes, or for the blob as a whole by a request without a range. An answer that isn't the
-// range asked for wraps blob.ErrRangeUnsupported, unless it is the whole blob and the range near its beginning.
+// range asked for wraps blob.ErrRangeUnsupported.
 func (s *source) Fetch(ctx context.Context, off, n int64) (io.ReadCloser, error) {
-	if err := checkDescriptor(s.desc); err != nil {
+	if err := checkDescriptor(v1.Descriptor{Digest: s.digest, Size: s.size}); err != nil {
 		return nil, err
 	}
-	if err := blob.CheckRange(s.desc.Size, off, n); err != nil {
+	if err := blob.CheckRange(s.size, off, n); err != nil {
 		return nil, err
 	}
-	what := "blob " + s.desc.Digest.String()
-	if n < s.desc.Size {
+	what := "blob " + s.digest.String()
+	if n < s.size {
 		what = fmt.Sprintf("bytes %d-%d of %s", off, off+n-1, what)
 	}
-	if at := s.location.Load(); at != nil {
-		rc, err := s.fetch(ctx, what, *at, off, n)
-		if err == nil || ctx.Err() != nil {
+	for range maxMoves {
+		at, moved, err := s.known()
+		if err != nil {
+			return nil, err
+		}
+		if at == "" {
+			if !moved {
+				break
+			}
+			rc, again, err := s.renew(ctx, what, off, n)
+			if !again {
+				return rc, err
+			}
+			continue
+		}
+		rc, err := s.fetch(ctx, what, at, off, n)
+		if err == nil || ctx.Err() != nil || errors.Is(err, blob.ErrRangeUnsupported) {
 			return rc, err
 		}
-		s.location.CompareAndSwap(at, nil)
+		s.forget(at)
 	}
-	return s.fetch(ctx, what, s.repo.url("blobs", s.desc.Digest.String()), off, n)
+	return s.ask(ctx, what, off, n)
+}
+
+// known is where the blob is, if it is elsewhere, whether it ever was, and why it isn't to be had.
+func (s *source) known() (location string, moved bool, refused error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.refused != nil && time.Since(s.refusedAt) < refusedTime {
+		return "", false, s.refused
+	}
+	s.refused = nil
+	return s.location, s.moved, nil
+}
+
+// forget says that a location has failed.
+func (s *source) forget(location string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.location == location {
+		s.location = ""
+	}
+}
+
+// renew asks the registry where the blob is, unless somebody else has done that: again says so.
+func (s *source) renew(ctx context.Context, what string, off, n int64) (rc io.ReadCloser, again bool, err error) {
+	select {
+	case s.turn <- struct{}{}:
+		defer func() { <-s.turn }()
+	case <-ctx.Done():
+		return nil, false, ctx.Err()
+	}
+	if at, _, err := s.known(); err != nil || at != "" {
+		return nil, err == nil, err
+	}
+	rc, err = s.ask(ctx, what, off, n)
+	return rc, false, err
+}
+
+// ask fetches by way of the registry.
+func (s *source) ask(ctx context.Context, what string, off, n int64) (io.ReadCloser, error) {
+	rc, err := s.fetch(ctx, what, s.repo.url("blobs", s.digest.String()), off, n)
+	var e *Error
+	if errors.As(err, &e) && e.Status/100 == 4 && !blob.Temporary(err) && !errors.Is(err, blob.ErrRangeUnsupported) {
+		s.mu.Lock()
+		s.refused, s.refusedAt = err, time.Now()
+		s.mu.Unlock()
+	}
+	return rc, err
 }
 
 func (s *source) fetch(ctx context.Context, what, at string, off, n int64) (io.ReadCloser, error) {
 	h := http.Header{}
-	if n < s.desc.Size {
+	if n < s.size {
 		h.Set("Range", fmt.Sprintf("bytes=%d-%d", off, off+n-1))
 	}
 	resp, err := s.repo.do(ctx, http.MethodGet, what, at, h)
@@ -70,7 +160,9 @@ func (s *source) fetch(ctx context.Context, what, at string, off, n int64) (io.R
 		return nil, err
 	}
 	if !s.repo.session.home(resp.Request.URL) {
-		s.location.Store(new(resp.Request.URL.String()))
+		s.mu.Lock()
+		s.location, s.moved = resp.Request.URL.String(), true
+		s.mu.Unlock()
 	}
 	return r, nil
 }
@@ -87,7 +179,7 @@ type rangeReader struct {
 
 // begin judges the answer and puts the body at the range's first byte.
 func (r *rangeReader) begin(s *source, resp *http.Response, off, n int64) error {
-	size := s.desc.Size
+	size := s.size
 	switch resp.StatusCode {
 	case http.StatusPartialContent:
 		first, last, total, ok := contentRange(resp.Header.Get("Content-Range"))
@@ -102,11 +194,8 @@ func (r *rangeReader) begin(s *source, resp *http.Response, off, n int64) error 
 			return &Error{What: r.what, URL: redact(r.url), Status: resp.StatusCode,
 				err: fmt.Errorf("%w: it has %d bytes, want %d", blob.ErrDigestMismatch, resp.ContentLength, size)}
 		}
-		if off > maxSkip {
+		if n < size {
 			return r.unusable("the whole blob for bytes %d-%d of %d", off, off+n-1, size)
-		}
-		if _, err := io.CopyN(io.Discard, r.body, off); err != nil {
-			return r.broken(err)
 		}
 		r.have = n
 		return nil

@@ -57,6 +57,9 @@ func (e *Error) Error() string {
 	if e.Message != "" {
 		fmt.Fprintf(&b, ": %s", e.Message)
 	}
+	if e.retryAfter > 0 && e.Status != 0 {
+		fmt.Fprintf(&b, ": it asks to be left alone for %v", e.retryAfter.Round(time.Second))
+	}
 	if e.err != nil {
 		b.WriteString(": " + printable(e.err.Error())) // it may quote what came
 	}
@@ -101,9 +104,12 @@ func failure(what string, u *url.URL, err error) error {
 		err = ue.Err
 	}
 	e := &Error{What: what, URL: redact(u), err: err, temporary: true}
+	var held *pauseError
 	var dns *net.DNSError
 	var op *net.OpError
 	switch {
+	case errors.As(err, &held):
+		e.retryAfter = held.RetryAfter()
 	case errors.Is(err, errPlainHTTP), errors.Is(err, errRedirects):
 		e.temporary = false
 	case errors.As(err, &dns):

@@ -45,9 +45,18 @@ type Repo struct {
 	transport http.RoundTripper // as Options have it
 	retry     blob.Policy
 
-	mu   sync.Mutex
-	root root // what Resolve found last
+	mu      sync.Mutex // guards what follows
+	root    root       // what Resolve found last
+	sources map[blobID]*source
 }
+
+type blobID struct {
+	digest v1.Hash
+	size   int64
+}
+
+// maxSources is how many blobs of a repository something is remembered of: where they are, and that they aren't.
+const maxSources = 8192
 
 type root struct {
 	desc v1.Descriptor
@@ -93,9 +102,20 @@ func cutPort(s string) (host, port string, ok bool) {
 }
 
 // Blob is the blob d describes. Nothing is checked before it is fetched, and its bytes never are: that is for whoever
-// knows their digests.
+// knows their digests. Sources of the same blob are one.
 func (r *Repo) Blob(d v1.Descriptor) blob.Source {
-	return &source{repo: r, desc: d}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	id := blobID{d.Digest, d.Size}
+	s := r.sources[id]
+	if s == nil {
+		if r.sources == nil || len(r.sources) >= maxSources {
+			r.sources = make(map[blobID]*source)
+		}
+		s = &source{repo: r, digest: d.Digest, size: d.Size, turn: make(chan struct{}, 1)}
+		r.sources[id] = s
+	}
+	return s
 }
 
 // errContext is err, or ctx's own when it has ended: what the reason was for a request to fail then is of no interest.

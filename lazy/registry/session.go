@@ -263,6 +263,11 @@ func (s *session) attempt(ctx context.Context, scheme string, req *http.Request)
 			discard(resp)
 			return c, nil, nil
 		}
+	case http.StatusTooManyRequests, http.StatusServiceUnavailable:
+		if retryAfter(resp.Header) > 0 { // it is not to be asked anything else
+			defer discard(resp)
+			return nil, nil, refusal(api, resp, true)
+		}
 	}
 	c, err = s.ping(ctx, scheme)
 	if err == nil && c.Scheme == "" && c.Insecure == (scheme == "http") {

@@ -12,11 +12,13 @@ import (
 )
 
 // Transport is for many range requests to few hosts: HTTP/1.1, since parallel transfers over one HTTP/2 connection share one congestion
-// window, with up to 16 idle connections per host, and never decompressing. Proxies are taken from the environment. CloseIdleConnections
-// should be called when it is used no more.
+// window, with up to 16 idle connections per host, and never decompressing. Proxies are taken from the environment. A server that
+// asks to be left alone for a while is: until then requests to it fail at once. CloseIdleConnections should be called when it is used
+// no more.
 type Transport struct {
 	*http.Transport
 	dialer net.Dialer
+	pauses pauses
 
 	mu     sync.Mutex            // guards what follows
 	spares map[string][]net.Conn // by address
