@@ -197,8 +197,11 @@ func (im *Image) Need(ctx context.Context, off, n int64) error {
 	if im.plan == nil {
 		return ErrReopened
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, im.c.opts.ReadTimeout, fmt.Errorf("no data for %v", im.c.opts.ReadTimeout))
-	defer cancel()
+	if _, bounded := ctx.Deadline(); !bounded {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, im.c.opts.ReadTimeout, fmt.Errorf("no data for %v", im.c.opts.ReadTimeout))
+		defer cancel()
+	}
 	im.c.readers.enter()
 	defer im.c.readers.leave()
 	var chunks []int
@@ -326,14 +329,30 @@ func (im *Image) fetch(ctx context.Context, r run) error {
 	return im.obtain(ctx, r.wanted, r.chunk, func(k int) bool { return im.hasChunkLocked(ext[k], k) }, func(ctx context.Context, j *job) error { return im.fetchRun(ctx, r, j) })
 }
 
-// fetchRun fetches those chunks of r that j has taken over.
+// fetchRun fetches those chunks of r that j has taken over. Bytes that aren't what their digest says are fetched once more: they may have
+// been changed on their way.
 func (im *Image) fetchRun(ctx context.Context, r run, j *job) error {
+	err := im.fetchOnce(ctx, r, j)
+	if !errors.Is(err, blob.ErrDigestMismatch) || ctx.Err() != nil {
+		return err
+	}
+	ly := im.file.Info.Layers[r.layer]
+	im.c.log.Warn("wrong bytes came, and are fetched again", "layer", ly.Digest, "from", r.start, "to", r.end, "err", err)
+	im.c.wholes.distrust(ly.Digest)
+	return im.fetchOnce(ctx, r, j)
+}
+
+// fetchOnce fetches those of them that have not been written.
+func (im *Image) fetchOnce(ctx context.Context, r run, j *job) error {
 	var ext, nums []int
 	var chunks []layer.Chunk
 	for i, k := range r.chunk {
-		if _, mine := j.got[k]; mine {
+		if _, mine := j.got[k]; mine && !j.has(k) {
 			ext, nums, chunks = append(ext, r.ext[i]), append(nums, k), append(chunks, im.plan.chunk(k))
 		}
+	}
+	if len(chunks) == 0 {
+		return nil
 	}
 	im.mu.Lock()
 	repo, early := im.repo, im.early
@@ -350,7 +369,7 @@ func (im *Image) fetchRun(ctx context.Context, r run, j *job) error {
 	for _, ch := range chunks {
 		start, end = min(start, ch.Start), max(end, ch.End)
 	}
-	src := repo.Blob(v1.Descriptor{Digest: digest, Size: ly.Size, MediaType: types.MediaType(ly.MediaType)})
+	src := im.c.wholes.parts(repo.Blob(v1.Descriptor{Digest: digest, Size: ly.Size, MediaType: types.MediaType(ly.MediaType)}), ly.Digest)
 	if early != nil {
 		src = early.source(src, ly.Digest)
 	}

@@ -57,7 +57,7 @@ type Event struct {
 type Options struct {
 	Limits layer.Limits // of layers that are streamed
 	Log    *slog.Logger // nil: none
-	// ReadTimeout bounds the time one Need waits for the network; 0 is 60 s.
+	// ReadTimeout bounds the time that a Need whose context has no deadline waits for the network; 0 is 60 s.
 	ReadTimeout time.Duration
 	// Once keeps nothing for other images on the same layers: the folder is for one image.
 	Once bool
@@ -77,6 +77,7 @@ type Cache struct {
 	keys     store.Locks[store.Key] // of images that are loaded or changed
 	spools   store.Locks[string]    // of layers, by digest in hex, of which is removed what nobody uses
 	trims    sync.WaitGroup
+	wholes   wholes
 	mu       sync.Mutex           // guards what follows
 	images   map[store.Key]*Image // open for filling
 	using    map[string]int       // layers that openings use, by digest in hex
@@ -91,6 +92,7 @@ func NewCache(st *store.Store, o Options) *Cache {
 		o.ReadTimeout = time.Minute
 	}
 	c := &Cache{st: st, opts: o, log: o.Log, images: make(map[store.Key]*Image), using: make(map[string]int)}
+	c.wholes.scratch, c.wholes.idle = st.Scratch, wholeIdle
 	c.decoders.New = func() any { return new(layer.ChunkReader) }
 	return c
 }
@@ -101,6 +103,7 @@ func (c *Cache) Close() error {
 	c.opening.wait()
 	c.scans.wait()
 	c.trims.Wait()
+	c.wholes.close()
 	errs := []error{c.st.Sync()}
 	c.mu.Lock()
 	keys := slices.Collect(maps.Keys(c.images))

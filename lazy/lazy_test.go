@@ -37,7 +37,9 @@ type memRepo struct {
 	probes, resolved atomic.Int64 // calls
 	noDigest         bool         // Probe tells none
 	requests         atomic.Int64
-	hold             func() // where not nil, called by each Fetch before it answers
+	noRanges         bool
+	change           func(off int64, p []byte) // where not nil, called with what each Fetch will give
+	hold             func()                    // where not nil, called by each Fetch before it answers
 }
 
 func newRepo() *memRepo { return &memRepo{blobs: make(map[v1.Hash][]byte)} }
@@ -82,13 +84,21 @@ func (b *memBlob) Fetch(_ context.Context, off, n int64) (io.ReadCloser, error) 
 	if b.r.gone.Load() {
 		return nil, fmt.Errorf("%w: gone", registry.ErrUnreachable)
 	}
+	if b.r.noRanges && n < b.d.Size {
+		return nil, fmt.Errorf("%w: not here", blob.ErrRangeUnsupported)
+	}
 	b.r.requests.Add(1)
 	if b.r.hold != nil {
 		b.r.hold()
 	}
 	c, _ := b.r.fetched.LoadOrStore(b.d.Digest, new(atomic.Int64))
 	c.(*atomic.Int64).Add(n)
-	return io.NopCloser(bytes.NewReader(b.r.blobs[b.d.Digest][off : off+n])), nil
+	p := b.r.blobs[b.d.Digest][off : off+n]
+	if b.r.change != nil {
+		p = bytes.Clone(p)
+		b.r.change(off, p)
+	}
+	return io.NopCloser(bytes.NewReader(p)), nil
 }
 
 func (r *memRepo) of(d v1.Descriptor) int64 {

@@ -122,7 +122,9 @@ func (s *scan) layer(ctx context.Context, src *source, known <-chan struct{}) (*
 	toc := tocName(src.d)
 	if toc != "" && !s.stream {
 		ix, noTOC = c.scans.do(ctx, flight(toc), func(ctx context.Context) (*layer.Packed, error) {
-			return c.indexed(hexDigest, toc, func() (*layer.Index, error) { return layer.ReadTOC(ctx, src.repo.Blob(src.d), src.d, s.lim) })
+			return c.indexed(hexDigest, toc, func() (*layer.Index, error) {
+				return layer.ReadTOC(ctx, c.wholes.parts(src.repo.Blob(src.d), src.d.Digest.String()), src.d, s.lim)
+			})
 		})
 		if noTOC != nil && !errors.Is(noTOC, layer.ErrNoTOC) {
 			return nil, noTOC

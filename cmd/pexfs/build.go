@@ -199,7 +199,7 @@ func build(ctx context.Context, dir string, refs []string, s buildSpec, p *cli.P
 		if err != nil {
 			return nil, err
 		}
-		if part.Repo, err = daemon.OpenRepo(ctx, part.Ref, nil, s.insecure, transport); err != nil {
+		if part.Repo, err = daemon.OpenRepo(ctx, part.Ref, daemon.RepoOptions{Insecure: s.insecure, Transport: transport}); err != nil {
 			return nil, err
 		}
 		parts = append(parts, part)

@@ -33,6 +33,7 @@ type viewSpec struct {
 	AllowOther bool          `json:"allowOther"`
 	Debug      bool          `json:"debug"`
 	Via        string        `json:"via"`
+	IOTimeout  time.Duration `json:"ioTimeout"` // in ns
 	Record     *view.Record  `json:"record"` // nil: what is read makes no profile
 }
 
@@ -41,6 +42,7 @@ func mountCommand(cacheDir *string) *cobra.Command {
 	var p profileFlags
 	var noFill, foreground, allowOther, debug bool
 	var via string
+	var ioTimeout time.Duration
 	cmd := &cobra.Command{
 		Use:   "mount REF DIR",
 		Short: "Show an image as a folder",
@@ -55,6 +57,9 @@ what is read is fetched then, and the rest in the background. REF is a name as d
 			} else if !st.IsDir() {
 				return fmt.Errorf("mounting on %s: not a directory", dir)
 			}
+			if ioTimeout <= 0 {
+				return fmt.Errorf("mounting: --io-timeout %v: want more than nothing", ioTimeout)
+			}
 			if err := checkVia(via, debug); err != nil {
 				return err
 			}
@@ -63,7 +68,7 @@ what is read is fetched then, and the rest in the background. REF is a name as d
 			if err != nil {
 				return err
 			}
-			s := viewSpec{Opened: *opened, Dir: strings.TrimPrefix(cli.MountUser(dir), "mount "), Source: opened.Ref, Fill: !noFill, AllowOther: allowOther, Debug: debug, Via: via}
+			s := viewSpec{Opened: *opened, Dir: strings.TrimPrefix(cli.MountUser(dir), "mount "), Source: opened.Ref, Fill: !noFill, AllowOther: allowOther, Debug: debug, Via: via, IOTimeout: ioTimeout}
 			s.Record = p.replay(cmd.Context(), c, opened)
 			if foreground {
 				return serveView(cmd.Context(), c, s, func() {})
@@ -78,6 +83,7 @@ what is read is fetched then, and the rest in the background. REF is a name as d
 	f.BoolVar(&foreground, "foreground", false, "serve the mount in this process, until it is unmounted or interrupted")
 	f.BoolVar(&allowOther, "allow-other", false, "let other users enter, with the image's permissions enforced")
 	f.StringVar(&via, "via", viaAuto, viaUsage)
+	f.DurationVar(&ioTimeout, "io-timeout", time.Minute, "how long a read of what is missing waits before it fails with EIO")
 	o.Flags(f)
 	p.flags(f)
 	cmd.MarkFlagsMutuallyExclusive("profile", "no-profile")
@@ -175,7 +181,7 @@ func serveView(ctx context.Context, c *daemon.Client, s viewSpec, ready func()) 
 			return errors.Join(err, end())
 		}
 	} else {
-		im, err := view.Attach(context.WithoutCancel(ctx), c, &s.Opened, view.Options{Who: "mount " + s.Dir, Fill: s.Fill, Record: s.Record})
+		im, err := view.Attach(context.WithoutCancel(ctx), c, &s.Opened, view.Options{Who: "mount " + s.Dir, Fill: s.Fill, Record: s.Record, IOTimeout: s.IOTimeout})
 		if err != nil {
 			return err
 		}

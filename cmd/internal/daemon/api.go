@@ -84,8 +84,9 @@ type FsckRequest struct {
 
 // NeedRequest names bytes of the image file.
 type NeedRequest struct {
-	Off int64 `json:"off"`
-	N   int64 `json:"n"`
+	Off     int64         `json:"off"`
+	N       int64         `json:"n"`
+	Timeout time.Duration `json:"timeout,omitempty"` // in ns: how long to wait for them; 0 is lazy.Options.ReadTimeout
 }
 
 // ImageStatus is what is known of an image.

@@ -212,8 +212,8 @@ func (c *Client) Lease(ctx context.Context, k store.Key, who string, fill bool) 
 }
 
 // Need waits until these bytes of the image file are present.
-func (c *Client) Need(ctx context.Context, k store.Key, off, n int64) error {
-	resp, err := c.do(ctx, http.MethodPost, imagePath(k, "/need"), NeedRequest{off, n})
+func (c *Client) Need(ctx context.Context, k store.Key, r NeedRequest) error {
+	resp, err := c.do(ctx, http.MethodPost, imagePath(k, "/need"), r)
 	if err != nil {
 		return err
 	}

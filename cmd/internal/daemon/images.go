@@ -90,10 +90,16 @@ func (s *server) need(w http.ResponseWriter, r *http.Request) {
 	var req NeedRequest
 	err := readBody(r, &req)
 	if err == nil {
+		ctx := r.Context()
+		if req.Timeout > 0 {
+			var cancel context.CancelFunc
+			ctx, cancel = context.WithTimeoutCause(ctx, req.Timeout, fmt.Errorf("no data for %v", req.Timeout))
+			defer cancel()
+		}
 		var im *lazy.Image
 		for range 2 { // a check that finds damage opens the image anew
-			if im, err = s.image(r.Context(), r); err == nil {
-				err = im.Need(r.Context(), req.Off, req.N)
+			if im, err = s.image(ctx, r); err == nil {
+				err = im.Need(ctx, req.Off, req.N)
 			}
 			if !errors.Is(err, lazy.ErrReopened) {
 				break

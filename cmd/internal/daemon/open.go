@@ -41,7 +41,7 @@ func (s *server) openImage(ctx context.Context, req OpenRequest, out *lines) (*O
 	}
 	var repo lazy.Repo
 	if !req.Offline {
-		if repo, err = OpenRepo(ctx, name, req.Auth, req.Insecure, s.transport); err != nil {
+		if repo, err = OpenRepo(ctx, name, RepoOptions{Auth: req.Auth, Insecure: req.Insecure, Transport: s.transport, Stalls: s.stalls}); err != nil {
 			return nil, err
 		}
 		if _, err := s.st.Ref(name.String(), p.String()); err != nil { // all its layers will be asked for

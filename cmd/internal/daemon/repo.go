@@ -3,7 +3,9 @@ package daemon
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"net/http"
+	"time"
 
 	"github.com/google/go-containerregistry/pkg/authn"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -17,9 +19,31 @@ import (
 )
 
 // repo is a Repo whose blobs are fetched again, from where they broke off, after faults that may pass.
-type repo struct{ lazy.Repo }
+type repo struct {
+	lazy.Repo
+	stalls *blob.Stalls // or nil
+}
 
-func (r repo) Blob(d v1.Descriptor) blob.Source { return blob.Retry(r.Repo.Blob(d), blob.Policy{}) }
+func (r repo) Blob(d v1.Descriptor) blob.Source {
+	src := r.Repo.Blob(d)
+	again := blob.Retry(src, blob.Policy{})
+	if at, ok := src.(interface{ Where() string }); ok && r.stalls != nil {
+		return r.stalls.Watch(again, at.Where)
+	}
+	return again
+}
+
+// tellStalls logs what readers and fillers wait for.
+func tellStalls(log *slog.Logger) *blob.Stalls {
+	return blob.NewStalls(func(s blob.Stall) {
+		at := []any{"url", s.Where, "off", s.Off, "n", s.N, "waited", s.Waited.Round(100 * time.Millisecond), "fetches", s.Fetches}
+		if s.Over {
+			log.Info("data comes again", at...)
+		} else {
+			log.Warn("no data comes", at...)
+		}
+	})
+}
 
 // warm has connections opened that an image's layers will need.
 func warm(ctx context.Context, r lazy.Repo) {
@@ -54,32 +78,41 @@ func (s *server) repoOf(ctx context.Context, info store.Info, of string, auth *a
 	if err != nil {
 		return nil, err
 	}
-	return OpenRepo(ctx, name, auth, best.Insecure, s.transport)
+	return OpenRepo(ctx, name, RepoOptions{Auth: auth, Insecure: best.Insecure, Transport: s.transport, Stalls: s.stalls})
 }
 
-// OpenRepo opens where a reference points to. Without credentials it looks for them itself, in the files of the user
-// that runs this process: so an image whose client is gone can still be filled after a restart.
-func OpenRepo(ctx context.Context, r ref.Ref, auth *authn.AuthConfig, insecure bool, t http.RoundTripper) (lazy.Repo, error) {
+// RepoOptions say how to get at a repository.
+type RepoOptions struct {
+	// Auth are the credentials for its registry. Without any they are looked for in the files of the user that runs this process: so an
+	// image whose client is gone can still be filled after a restart.
+	Auth      *authn.AuthConfig
+	Insecure  bool              // plain HTTP is permitted with a registry that isn't on this machine
+	Transport http.RoundTripper // see registry.Options
+	Stalls    *blob.Stalls      // are told of what hangs; may be nil
+}
+
+// OpenRepo opens where a reference points to.
+func OpenRepo(ctx context.Context, r ref.Ref, o RepoOptions) (lazy.Repo, error) {
 	switch r.Transport {
 	case ref.OCI:
 		l, err := layout.Open(r)
 		if err != nil {
 			return nil, err
 		}
-		return repo{l}, nil
+		return repo{Repo: l}, nil
 	case ref.Registry:
-		if auth == nil {
+		if o.Auth == nil {
 			a, err := registry.Credentials(ctx, r)
 			if err != nil {
 				return nil, err
 			}
-			auth = &a
+			o.Auth = &a
 		}
-		g, err := registry.Open(r, registry.Options{Auth: *auth, Insecure: insecure, Transport: t, UserAgent: "pex"})
+		g, err := registry.Open(r, registry.Options{Auth: *o.Auth, Insecure: o.Insecure, Transport: o.Transport, UserAgent: "pex"})
 		if err != nil {
 			return nil, err
 		}
-		return repo{g}, nil
+		return repo{g, o.Stalls}, nil
 	}
 	return nil, fmt.Errorf("reference %s: no such transport", r)
 }

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/pexfs/pex/lazy"
+	"github.com/pexfs/pex/lazy/blob"
 	"github.com/pexfs/pex/lazy/profile"
 	"github.com/pexfs/pex/lazy/registry"
 	"github.com/pexfs/pex/lazy/store"
@@ -35,6 +36,7 @@ type server struct {
 	stop      context.CancelFunc
 	work      sync.WaitGroup    // requests, fillers, and what these start
 	transport http.RoundTripper // shared by all registries: one pool of connections
+	stalls    *blob.Stalls
 	found     findings
 	keeping   store.Locks[string] // of profiles, by id
 
@@ -82,7 +84,7 @@ func Run(ctx context.Context, c Config) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	s := &server{
-		cache: lazy.NewCache(st, lazy.Options{Log: c.Log}), st: st, log: c.Log, started: time.Now(), transport: registry.NewTransport(), ctx: ctx, stop: cancel,
+		cache: lazy.NewCache(st, lazy.Options{Log: c.Log}), st: st, log: c.Log, started: time.Now(), transport: registry.NewTransport(), stalls: tellStalls(c.Log), ctx: ctx, stop: cancel,
 		leases: make(map[store.Key]map[*lease]bool), removing: make(map[store.Key]bool), opening: make(map[*Opening]bool), idle: time.Now(),
 	}
 	hs := &http.Server{Handler: s.routes(), BaseContext: func(net.Listener) context.Context { return ctx }, ErrorLog: slog.NewLogLogger(c.Log.Handler(), slog.LevelDebug)}

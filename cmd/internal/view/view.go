@@ -28,6 +28,7 @@ type Image struct {
 	c      *daemon.Client
 	who    string
 	fill   bool
+	wait   time.Duration
 	key    store.Key
 
 	cancel context.CancelFunc
@@ -47,6 +48,9 @@ type Options struct {
 	Proven bool
 
 	Record *Record // nil: what is read makes no profile
+
+	// IOTimeout is how long the daemon may take for bytes that are missing; 0: a minute.
+	IOTimeout time.Duration
 }
 
 // sampled is how many blocks of a sealed image are compared with its Merkle root when it is opened.
@@ -67,7 +71,7 @@ func (e damaged) Hint() string {
 
 // Attach opens an image that the daemon has opened, and holds a lease on it until Close.
 func Attach(ctx context.Context, c *daemon.Client, o *daemon.Opened, opt Options) (*Image, error) {
-	im := &Image{c: c, who: opt.Who, fill: opt.Fill, key: o.Key}
+	im := &Image{c: c, who: opt.Who, fill: opt.Fill, wait: opt.IOTimeout, key: o.Key}
 	lease, err := c.Lease(ctx, o.Key, opt.Who, opt.Fill)
 	if err != nil {
 		return nil, fmt.Errorf("taking a lease of image %.12s: %w", o.Key, err)
@@ -187,7 +191,7 @@ func (im *Image) ReadFd(off int64, n int) (fd uintptr, fdOff int64, ok bool) {
 
 func (im *Image) need(ctx context.Context, off, n int64) error {
 	for wait := 20 * time.Millisecond; ; wait = min(2*wait, time.Second) {
-		err := im.c.Need(ctx, im.key, off, n)
+		err := im.c.Need(ctx, im.key, daemon.NeedRequest{Off: off, N: n, Timeout: im.wait})
 		if err == nil && !im.v.Has(off, n) {
 			return fmt.Errorf("reading image %.12s: the daemon says bytes at %d are present, the map does not", im.key, off)
 		}
