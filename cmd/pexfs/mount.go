@@ -34,7 +34,7 @@ type viewSpec struct {
 	Debug      bool          `json:"debug"`
 	Via        string        `json:"via"`
 	IOTimeout  time.Duration `json:"ioTimeout"` // in ns
-	Record     *view.Record  `json:"record"` // nil: what is read makes no profile
+	Record     *view.Record  `json:"record"`    // nil: what is read makes no profile
 }
 
 func mountCommand(cacheDir *string) *cobra.Command {

@@ -10,19 +10,14 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
 	"github.com/pexfs/pex/lazy/blob"
 )
 
-const (
-	// refusedTime is how long a blob's refusal answers for the registry: as long as those ask who waited for the same.
-	refusedTime = time.Second
-	// maxMoves is how many addresses one fetch tries that others have found meanwhile.
-	maxMoves = 3
-)
+// maxMoves is how many addresses one fetch tries that others have found meanwhile.
+const maxMoves = 3
 
 // source is a blob of a repository.
 type source struct {
@@ -36,10 +31,8 @@ type source struct {
 	mu   sync.Mutex // guards what follows
 	// location is where the registry sent the last fetch, on another host, or "". It is asked first, until it fails: a signed URL is
 	// good for many ranges.
-	location  string
-	moved     bool  // there was a location once
-	refused   error // why the registry doesn't give the blob, or nil
-	refusedAt time.Time
+	location string
+	moved    bool // there was a location once
 }
 
 var _ blob.Source = (*source)(nil)
@@ -48,9 +41,7 @@ func (s *source) Size() int64 { return s.size }
 
 // Where is the URL that the blob's bytes come from, without its query.
 func (s *source) Where() string {
-	s.mu.Lock()
-	at := s.location
-	s.mu.Unlock()
+	at, _ := s.known()
 	if at == "" {
 		at = s.repo.url("blobs", s.digest.String())
 	}
@@ -75,10 +66,7 @@ func (s *source) Fetch(ctx context.Context, off, n int64) (io.ReadCloser, error)
 		what = fmt.Sprintf("bytes %d-%d of %s", off, off+n-1, what)
 	}
 	for range maxMoves {
-		at, moved, err := s.known()
-		if err != nil {
-			return nil, err
-		}
+		at, moved := s.known()
 		if at == "" {
 			if !moved {
 				break
@@ -98,15 +86,11 @@ func (s *source) Fetch(ctx context.Context, off, n int64) (io.ReadCloser, error)
 	return s.ask(ctx, what, off, n)
 }
 
-// known is where the blob is, if it is elsewhere, whether it ever was, and why it isn't to be had.
-func (s *source) known() (location string, moved bool, refused error) {
+// known is where the blob is, if it is elsewhere, and whether it ever was.
+func (s *source) known() (location string, moved bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.refused != nil && time.Since(s.refusedAt) < refusedTime {
-		return "", false, s.refused
-	}
-	s.refused = nil
-	return s.location, s.moved, nil
+	return s.location, s.moved
 }
 
 // forget says that a location has failed.
@@ -126,8 +110,8 @@ func (s *source) renew(ctx context.Context, what string, off, n int64) (rc io.Re
 	case <-ctx.Done():
 		return nil, false, ctx.Err()
 	}
-	if at, _, err := s.known(); err != nil || at != "" {
-		return nil, err == nil, err
+	if at, _ := s.known(); at != "" {
+		return nil, true, nil
 	}
 	rc, err = s.ask(ctx, what, off, n)
 	return rc, false, err
@@ -135,14 +119,7 @@ func (s *source) renew(ctx context.Context, what string, off, n int64) (rc io.Re
 
 // ask fetches by way of the registry.
 func (s *source) ask(ctx context.Context, what string, off, n int64) (io.ReadCloser, error) {
-	rc, err := s.fetch(ctx, what, s.repo.url("blobs", s.digest.String()), off, n)
-	var e *Error
-	if errors.As(err, &e) && e.Status/100 == 4 && !blob.Temporary(err) && !errors.Is(err, blob.ErrRangeUnsupported) {
-		s.mu.Lock()
-		s.refused, s.refusedAt = err, time.Now()
-		s.mu.Unlock()
-	}
-	return rc, err
+	return s.fetch(ctx, what, s.repo.url("blobs", s.digest.String()), off, n)
 }
 
 func (s *source) fetch(ctx context.Context, what, at string, off, n int64) (io.ReadCloser, error) {

@@ -293,7 +293,6 @@ func TestSecretsStayOutOfErrors(t *testing.T) {
 		t.Errorf("error %q", s)
 	}
 	other.Close()
-	src = open(t, f.host(), ":v1", authn.AuthConfig{}).Blob(d)
 	if _, err = read(t, src, 0, 3); !errors.Is(err, ErrUnreachable) || strings.Contains(err.Error(), "hush") {
 		t.Errorf("error %v", err)
 	}

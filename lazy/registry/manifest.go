@@ -156,10 +156,14 @@ func (r *Repo) Manifest(ctx context.Context, d v1.Descriptor) ([]byte, error) {
 	return body, nil
 }
 
-// url is where the registry has a manifest or blob. The session replaces the scheme.
+// url is where the registry has a manifest or blob. The session replaces the scheme, where it isn't known yet.
 func (r *Repo) url(kind, id string) string {
 	repo := r.session.repo
-	return (&url.URL{Scheme: "https", Host: repo.RegistryStr(), Path: "/v2/" + repo.RepositoryStr() + "/" + kind + "/" + id}).String()
+	s := "https"
+	if c := r.session.load().challenge; c != nil {
+		s = scheme(c.Insecure)
+	}
+	return (&url.URL{Scheme: s, Host: repo.RegistryStr(), Path: "/v2/" + repo.RepositoryStr() + "/" + kind + "/" + id}).String()
 }
 
 // get asks for a manifest or blob as a whole. The caller closes the body.

@@ -1,7 +1,6 @@
 package registry
 
 import (
-	"errors"
 	"net/http"
 	"strings"
 	"sync"
@@ -81,26 +80,6 @@ func TestLongPause(t *testing.T) {
 		if n := len(f.log()); n != 1-i {
 			t.Errorf("%d requests", n)
 		}
-	}
-}
-
-// TestRefusedOnce has many ask for a blob that isn't there.
-func TestRefusedOnce(t *testing.T) {
-	f := newFake(t)
-	d := f.addBlob(blobtest.Random(1000))
-	repo := open(t, f.host(), ":v1", authn.AuthConfig{})
-	if _, err := read(t, repo.Blob(d), 0, 10); err != nil {
-		t.Fatal(err)
-	}
-	delete(f.blobs, d.Digest.String())
-	f.log()
-	for range 10 {
-		if _, err := read(t, repo.Blob(d), 0, 10); !errors.Is(err, ErrNotFound) {
-			t.Errorf("error %v", err)
-		}
-	}
-	if l := f.log(); len(l) != 1 {
-		t.Errorf("it was asked for %d times: %q", len(l), l)
 	}
 }
 

@@ -46,7 +46,7 @@ func (s *server) find(r lazy.Repo, manifest, name string) {
 		return
 	}
 	from, ok := r.(Referrers)
-	if wrapped, is := r.(repo); is {
+	if wrapped, is := r.(*repo); is {
 		from, ok = wrapped.Repo.(Referrers)
 	}
 	if !ok || s.ctx.Err() != nil {

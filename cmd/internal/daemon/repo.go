@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"sync"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/authn"
@@ -18,19 +19,43 @@ import (
 	"github.com/pexfs/pex/lazy/store"
 )
 
-// repo is a Repo whose blobs are fetched again, from where they broke off, after faults that may pass.
+// repo is a Repo whose blobs are fetched again, from where they broke off, after faults that may pass; and a fault that doesn't is met
+// once for all who ask within a moment.
 type repo struct {
 	lazy.Repo
 	stalls *blob.Stalls // or nil
+
+	mu    sync.Mutex // guards blobs
+	blobs map[blobID]blob.Source
 }
 
-func (r repo) Blob(d v1.Descriptor) blob.Source {
+type blobID struct {
+	digest v1.Hash
+	size   int64
+}
+
+const (
+	failureLife = time.Second
+	maxBlobs    = 8192 // that something is remembered of
+)
+
+func (r *repo) Blob(d v1.Descriptor) blob.Source {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	id := blobID{d.Digest, d.Size}
+	if src := r.blobs[id]; src != nil {
+		return src
+	}
+	if r.blobs == nil || len(r.blobs) >= maxBlobs {
+		r.blobs = make(map[blobID]blob.Source)
+	}
 	src := r.Repo.Blob(d)
 	again := blob.Retry(src, blob.Policy{})
 	if at, ok := src.(interface{ Where() string }); ok && r.stalls != nil {
-		return r.stalls.Watch(again, at.Where)
+		again = r.stalls.Watch(again, at.Where)
 	}
-	return again
+	r.blobs[id] = blob.Remember(again, failureLife)
+	return r.blobs[id]
 }
 
 // tellStalls logs what readers and fillers wait for.
@@ -47,7 +72,7 @@ func tellStalls(log *slog.Logger) *blob.Stalls {
 
 // warm has connections opened that an image's layers will need.
 func warm(ctx context.Context, r lazy.Repo) {
-	if of, ok := r.(repo); ok {
+	if of, ok := r.(*repo); ok {
 		r = of.Repo
 	}
 	if w, ok := r.(interface{ Warm(context.Context) }); ok {
@@ -99,7 +124,7 @@ func OpenRepo(ctx context.Context, r ref.Ref, o RepoOptions) (lazy.Repo, error) 
 		if err != nil {
 			return nil, err
 		}
-		return repo{Repo: l}, nil
+		return &repo{Repo: l}, nil
 	case ref.Registry:
 		if o.Auth == nil {
 			a, err := registry.Credentials(ctx, r)
@@ -112,7 +137,7 @@ func OpenRepo(ctx context.Context, r ref.Ref, o RepoOptions) (lazy.Repo, error) 
 		if err != nil {
 			return nil, err
 		}
-		return repo{g, o.Stalls}, nil
+		return &repo{Repo: g, stalls: o.Stalls}, nil
 	}
 	return nil, fmt.Errorf("reference %s: no such transport", r)
 }
