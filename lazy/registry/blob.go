@@ -78,8 +78,11 @@ func (s *source) Fetch(ctx context.Context, off, n int64) (io.ReadCloser, error)
 			continue
 		}
 		rc, err := s.fetch(ctx, what, at, off, n)
-		if err == nil || ctx.Err() != nil || errors.Is(err, blob.ErrRangeUnsupported) {
-			return rc, err
+		if err == nil {
+			return rc, nil
+		}
+		if ctx.Err() != nil || errors.Is(err, blob.ErrRangeUnsupported) {
+			return nil, err
 		}
 		s.forget(at)
 	}
@@ -119,10 +122,14 @@ func (s *source) renew(ctx context.Context, what string, off, n int64) (rc io.Re
 
 // ask fetches by way of the registry.
 func (s *source) ask(ctx context.Context, what string, off, n int64) (io.ReadCloser, error) {
-	return s.fetch(ctx, what, s.repo.url("blobs", s.digest.String()), off, n)
+	rc, err := s.fetch(ctx, what, s.repo.url("blobs", s.digest.String()), off, n)
+	if err != nil {
+		return nil, err
+	}
+	return rc, nil
 }
 
-func (s *source) fetch(ctx context.Context, what, at string, off, n int64) (io.ReadCloser, error) {
+func (s *source) fetch(ctx context.Context, what, at string, off, n int64) (*rangeReader, error) {
 	h := http.Header{}
 	if n < s.size {
 		h.Set("Range", fmt.Sprintf("bytes=%d-%d", off, off+n-1))
@@ -131,7 +138,7 @@ func (s *source) fetch(ctx context.Context, what, at string, off, n int64) (io.R
 	if err != nil {
 		return nil, err
 	}
-	r := &rangeReader{ctx: ctx, body: resp.Body, what: what, url: resp.Request.URL, left: n}
+	r := &rangeReader{ctx: ctx, src: s, body: resp.Body, what: what, url: resp.Request.URL, at: off, left: n, more: maxMore + n/minMore}
 	if err := r.begin(s, resp, off, n); err != nil {
 		_ = resp.Body.Close()
 		return nil, err
@@ -147,12 +154,21 @@ func (s *source) fetch(ctx context.Context, what, at string, off, n int64) (io.R
 // rangeReader yields the bytes of a range from the body of an answer.
 type rangeReader struct {
 	ctx  context.Context // of the Fetch: its end ends the reader
+	src  *source
 	body io.ReadCloser
 	what string
 	url  *url.URL
+	at   int64 // where the next byte is
 	left int64 // to be yielded
-	have int64 // of them, what the body will hold; -1: not known
+	have int64 // of them, what the body will hold
+	more int64 // requests for what an answer left out, at most
 }
+
+// A fetch makes up to maxMore requests more than its first, and one for each minMore bytes, for what a server leaves out of its answers.
+const (
+	maxMore = 32
+	minMore = 64 << 10
+)
 
 // begin judges the answer and puts the body at the range's first byte.
 func (r *rangeReader) begin(s *source, resp *http.Response, off, n int64) error {
@@ -163,7 +179,7 @@ func (r *rangeReader) begin(s *source, resp *http.Response, off, n int64) error 
 		if !ok || first != off || last < first || last >= off+n || total >= 0 && total != size {
 			return r.unusable("Content-Range %q for bytes %d-%d of %d", resp.Header.Get("Content-Range"), off, off+n-1, size)
 		}
-		// A server may send less than was asked for (RFC 9110, section 15.3.7). The rest is for the next fetch.
+		// A server may send less than was asked for (RFC 9110, section 15.3.7), and is asked for the rest then.
 		r.have = last - first + 1
 		return nil
 	case http.StatusOK:
@@ -201,21 +217,38 @@ func (r *rangeReader) Read(p []byte) (int, error) {
 	case r.left == 0:
 		return 0, io.EOF
 	case r.have == 0:
-		return 0, r.broken(io.ErrUnexpectedEOF)
+		if err := r.goOn(); err != nil {
+			return 0, err
+		}
 	}
 	if int64(len(p)) > r.have {
 		p = p[:r.have]
 	}
 	n, err := r.body.Read(p)
+	r.at += int64(n)
 	r.left -= int64(n)
 	r.have -= int64(n)
 	switch {
-	case r.left == 0:
+	case r.have == 0:
 		return n, nil
 	case err != nil:
 		return n, r.broken(err)
 	}
 	return n, nil
+}
+
+// goOn asks for what the answer left out.
+func (r *rangeReader) goOn() error {
+	if r.more--; r.more < 0 {
+		return r.broken(io.ErrUnexpectedEOF)
+	}
+	discard(&http.Response{Body: r.body})
+	next, err := r.src.fetch(r.ctx, r.what, r.url.String(), r.at, r.left)
+	if err != nil {
+		return err
+	}
+	r.body, r.have = next.body, next.have
+	return nil
 }
 
 func (r *rangeReader) Close() error { return r.body.Close() }

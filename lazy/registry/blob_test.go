@@ -101,6 +101,21 @@ func TestFaults(t *testing.T) {
 			w.WriteHeader(http.StatusPartialContent)
 			w.Write(content[a : b+1])
 		}, max: 3},
+		{name: "half of each range", off: 1000, n: 500_000, answer: func(w http.ResponseWriter, r *http.Request) {
+			var a, b int
+			fmt.Sscanf(r.Header.Get("Range"), "bytes=%d-%d", &a, &b)
+			b = a + (b-a)/2
+			w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/*", a, b))
+			w.WriteHeader(http.StatusPartialContent)
+			w.Write(content[a : b+1])
+		}, max: 20},
+		{name: "a byte of each range", off: 1000, n: 500_000, answer: func(w http.ResponseWriter, r *http.Request) {
+			var a int
+			fmt.Sscanf(r.Header.Get("Range"), "bytes=%d-", &a)
+			w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/*", a, a))
+			w.WriteHeader(http.StatusPartialContent)
+			w.Write(content[a : a+1])
+		}, errText: "giving up", max: 6 * 48},
 		{name: "too many requests", off: 5, n: 10, times: 2, answer: status(429, "Retry-After", "0"), max: 3},
 		{name: "unavailable", off: 5, n: 10, times: 2, answer: status(503), max: 3},
 		{name: "unavailable for an hour", off: 5, n: 10, answer: status(503, "Retry-After", "3600"), errText: "503", max: 1},
