@@ -185,6 +185,9 @@ func FuzzImage(f *testing.F) {
 	f.Add([]byte("null"), []byte{}, []byte{}, byte(0))
 	f.Fuzz(func(t *testing.T, info, bits, data []byte, right byte) {
 		s := &Store{dir: t.TempDir(), boot: fuzzBoot}
+		if err := os.Mkdir(s.tmp(), 0o700); err != nil {
+			t.Fatal(err)
+		}
 		dir := s.imageDir(testKey)
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			t.Fatal(err)
@@ -331,6 +334,9 @@ func FuzzRecords(f *testing.F) {
 	f.Add([]byte(`{"key":"`+hexHash+`","size":-1}`), "", hexHash)
 	f.Fuzz(func(t *testing.T, b []byte, ref, digest string) {
 		s := &Store{dir: t.TempDir(), boot: fuzzBoot}
+		if err := os.Mkdir(s.tmp(), 0o700); err != nil {
+			t.Fatal(err)
+		}
 		const platform = "linux/amd64"
 		put := func(elem ...string) {
 			name := filepath.Join(append([]string{s.dir}, elem...)...)

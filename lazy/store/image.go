@@ -414,11 +414,11 @@ func (im *Image) Seal() error {
 	return nil
 }
 
-// record writes state and root to info.json.
+// record writes state and root to info.json of an image that has its place in the cache.
 func (im *Image) record(s State, root string) error {
 	info := im.Info
 	info.State, info.Root = s, root
-	return writeJSON(filepath.Join(im.dir, "info.json"), info)
+	return writeJSON(filepath.Join(filepath.Dir(filepath.Dir(im.dir)), "tmp"), filepath.Join(im.dir, "info.json"), info)
 }
 
 // Root is the Merkle root in hex of a sealed image.

@@ -95,7 +95,7 @@ func (s *Store) writeLayerFile(hexDigest, name string, write func(path string) e
 
 // PutLayerIndex keeps an index of a layer (its digest in hex) under a name. It is not synced: an index tells itself whether it is whole.
 func (s *Store) PutLayerIndex(hexDigest, name string, b []byte) error {
-	return s.writeLayerFile(hexDigest, indexName(name), func(path string) error { return writeAside(path, b, false) })
+	return s.writeLayerFile(hexDigest, indexName(name), func(path string) error { return writeAside(s.tmp(), path, b, false) })
 }
 
 // LayerIndex gives back what PutLayerIndex kept or an image's pack has, or an error that wraps ErrNotCached.
@@ -125,7 +125,7 @@ func (s *Store) PutVerdict(hexDigest, name, refusal string) error {
 	if refusal != "" {
 		v = verdict{refused, refusal}
 	}
-	return s.writeLayerFile(hexDigest, "verdict."+name, func(path string) error { return writeJSON(path, v) })
+	return s.writeLayerFile(hexDigest, "verdict."+name, func(path string) error { return writeJSON(s.tmp(), path, v) })
 }
 
 type verdict struct {
@@ -188,7 +188,7 @@ func (s *Store) LayerSpool(hexDigest string) (*Spool, error) {
 	}
 	err = sp.recheck()
 	if err == nil {
-		err = writeFile(boot, []byte(s.boot))
+		err = writeFile(s.tmp(), boot, []byte(s.boot))
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("checking contents of layer sha256:%s: %w", hexDigest, err), sp.Close())

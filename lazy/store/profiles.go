@@ -25,7 +25,7 @@ func (s *Store) PutProfile(id string, b []byte) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("keeping profile: %w", err)
 	}
-	if err := writeFile(s.profilePath(id), b); err != nil {
+	if err := writeFile(s.tmp(), s.profilePath(id), b); err != nil {
 		return fmt.Errorf("keeping profile: %w", err)
 	}
 	all, err := s.profiles()

@@ -41,7 +41,7 @@ func (s *Store) PutRef(r Ref) error {
 	name := s.refFile(r.Ref, r.Platform)
 	write := s.write
 	if _, err := os.Lstat(name); err == nil { // it must not be lost for a newer one
-		write = writeFile
+		write = func(name string, b []byte) error { return writeFile(s.tmp(), name, b) }
 	}
 	err = write(name, b)
 	if err == nil && !r.Asked.IsZero() {

@@ -73,7 +73,7 @@ func Open(dir string) (*Store, error) {
 	b, err := os.ReadFile(vf)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		if err := writeFile(vf, []byte(Version+"\n")); err != nil {
+		if err := writeFile(abs, vf, []byte(Version+"\n")); err != nil {
 			return nil, fmt.Errorf("making cache folder: %w", err)
 		}
 	case err != nil:
@@ -117,12 +117,12 @@ func (s *Store) Lock() error {
 		return fmt.Errorf("locking cache folder: %w", err)
 	}
 	s.lock = f
-	old, err := os.ReadDir(filepath.Join(s.dir, "tmp"))
+	old, err := os.ReadDir(s.tmp())
 	if err != nil {
 		return fmt.Errorf("clearing cache folder's tmp: %w", err)
 	}
 	for _, e := range old {
-		if err := os.RemoveAll(filepath.Join(s.dir, "tmp", e.Name())); err != nil {
+		if err := os.RemoveAll(filepath.Join(s.tmp(), e.Name())); err != nil {
 			return fmt.Errorf("clearing cache folder's tmp: %w", err)
 		}
 	}
@@ -158,20 +158,23 @@ func second(_ int, err error) error { return err }
 
 // tempDir makes a folder in tmp, on the same file system as all the rest.
 func (s *Store) tempDir(pattern string) (string, error) {
-	return os.MkdirTemp(filepath.Join(s.dir, "tmp"), pattern)
+	return os.MkdirTemp(s.tmp(), pattern)
 }
 
-// writeFile writes a file that is there whole or not at all, whatever happens.
-func writeFile(name string, b []byte) error {
-	if err := writeAside(name, b, true); err != nil {
+// tmp is where work under way lies.
+func (s *Store) tmp() string { return filepath.Join(s.dir, "tmp") }
+
+// writeFile writes a file that is there whole or not at all, whatever happens. It is written in tmp, on the same file system.
+func writeFile(tmp, name string, b []byte) error {
+	if err := writeAside(tmp, name, b, true); err != nil {
 		return err
 	}
 	return syncFile(filepath.Dir(name))
 }
 
-// writeAside writes a file and then gives it its name. Unless it is synced before, the machine's sudden end may leave it empty.
-func writeAside(name string, b []byte, sync bool) (err error) {
-	f, err := os.CreateTemp(filepath.Dir(name), ".new-*")
+// writeAside writes a file in tmp and then gives it its name. Unless it is synced before, the machine's sudden end may leave it empty.
+func writeAside(tmp, name string, b []byte, sync bool) (err error) {
+	f, err := os.CreateTemp(tmp, "file-*")
 	if err != nil {
 		return err
 	}
@@ -197,7 +200,7 @@ func writeAside(name string, b []byte, sync bool) (err error) {
 
 // write writes a file that Sync puts on disk for good.
 func (s *Store) write(name string, b []byte) error {
-	if err := writeAside(name, b, false); err != nil {
+	if err := writeAside(s.tmp(), name, b, false); err != nil {
 		return err
 	}
 	s.later(name, filepath.Dir(name))
@@ -265,12 +268,12 @@ func readJSON(name string, v any) error {
 	return nil
 }
 
-func writeJSON(name string, v any) error {
+func writeJSON(tmp, name string, v any) error {
 	b, err := encodeJSON(v)
 	if err != nil {
 		return err
 	}
-	return writeFile(name, b)
+	return writeFile(tmp, name, b)
 }
 
 func encodeJSON(v any) ([]byte, error) {
