@@ -11,7 +11,7 @@ PACKAGES := qemu-system-x86 qemu-system-data fuse3 erofs-utils mmdebstrap umoci 
 export PATH := $(BIN):$(PATH)
 export PEX_BUILD := $(BUILD)
 
-.PHONY: all build deps kernel image demo lint test fuzz bench clean
+.PHONY: all build deps kernel image demo lint test fuzz bench chaos clean
 all: build
 
 build:
@@ -58,6 +58,11 @@ bench: build image
 	$(GO) build -C e2e/bench/stargz -trimpath -o $(BUILD)/bench/bin/ .
 	$(GO) build -trimpath -o $(BUILD)/bench/bin/ ./e2e/bench
 	@$(BUILD)/bench/bin/bench $(if $(IMAGES),-images $(IMAGES)) $(BENCH)
+
+# Kills, load and a soak, as root, in less than 15 minutes: make chaos CHAOS='-only kills -seed 7', '-soak 10m', '-json FILE' (see e2e/chaos)
+chaos: build kernel image
+	$(GO) build -trimpath -o $(BUILD)/chaos/ ./e2e/chaos
+	@$(BUILD)/chaos/chaos $(CHAOS)
 
 clean:
 	rm -rf $(BUILD)

@@ -1,0 +1,389 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+const (
+	killRate  = 5 << 20 // bytes a second that the registry sends, so that there are moments to kill in
+	killScale = 3       // MiB of a small layer
+	readers   = 3       // of each mount
+)
+
+// phases of an image's life here, in which the daemon is killed.
+var phases = []string{"mounting", "reading", "sealing", "checking", "unmounting", "removing"}
+
+// killing is one run of kills.
+type killing struct {
+	w       *world
+	reg     *registry
+	images  []*image
+	refs    map[*image]string
+	roots   map[*image]string // of a run that nobody disturbed
+	victims []string
+	reads   atomic.Int64
+	seals   atomic.Int64
+	removed atomic.Int64
+
+	mu    sync.Mutex        // guards what follows
+	phase map[*image]string // now
+	hit   map[string]int    // phases that an image was in when something was killed
+}
+
+func (k *killing) enter(im *image, phase string) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.phase[im] = phase
+}
+
+// in tells whether an image is in a phase.
+func (k *killing) in(phase string) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return slices.Contains(slices.Collect(maps.Values(k.phase)), phase)
+}
+
+// kills kills the daemon (or what -victims names) while images are mounted, read, filled, sealed, checked, unmounted and removed, until it has
+// been killed often enough. Each image then is completed, compared and checked.
+func kills(ctx context.Context, o options, res *result) (err error) {
+	rnd := rand.New(rand.NewPCG(o.seed, 1))
+	images, err := someImages(rnd, o.scale)
+	if err != nil {
+		return err
+	}
+	reg, err := serve(killRate)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, reg.close()) }()
+	k := &killing{reg: reg, images: images, refs: make(map[*image]string), victims: o.victims, phase: make(map[*image]string), hit: make(map[string]int)}
+	for _, im := range images {
+		k.refs[im] = reg.add(im)
+	}
+	if k.roots, err = undisturbed(ctx, o, images, k.refs); err != nil {
+		return err
+	}
+	for _, im := range images {
+		reg.forget(im)
+	}
+	reg.mu.Lock()
+	reg.counts = sends{}
+	reg.mu.Unlock()
+	if k.w, err = newWorld(o.bin); err != nil {
+		return err
+	}
+	defer func() {
+		res.Wrong = append(res.Wrong, k.w.faults()...)
+		if len(res.Wrong) > 0 || err != nil {
+			b, _ := os.ReadFile(filepath.Join(k.w.cache, "daemon.log"))
+			fmt.Fprintf(os.Stderr, "the end of the daemon's log:\n%s", b[max(0, len(b)-4000):])
+		}
+		err = errors.Join(err, k.w.end())
+	}()
+	lives, stop := context.WithCancel(ctx)
+	defer stop()
+	var wg sync.WaitGroup
+	for i, im := range images {
+		wg.Go(func() { k.live(ctx, lives, rand.New(rand.NewPCG(o.seed, uint64(i)+100)), im) })
+	}
+	err = k.killAll(ctx, rnd, o.kills)
+	stop()
+	wg.Wait()
+	if err != nil {
+		return err
+	}
+	k.settle(ctx)
+	c := reg.counted()
+	if c.Repeated > c.InFlight {
+		k.w.fault("the registry has sent %d bytes again, and %d at most were in flight at kills", c.Repeated, c.InFlight)
+	}
+	maps.Copy(res.Counts, map[string]any{
+		"kills": k.w.kills.Load(), "files read": k.reads.Load(), "images sealed": k.seals.Load(), "images removed": k.removed.Load(), "phases hit": k.hit, "commands": k.w.begun,
+		"commands ended by a kill": k.w.broke, "bytes sent": c.Sent, "bytes sent again": c.Repeated, "bytes in flight at kills": c.InFlight, "bytes in gaps": c.Gaps,
+		"bytes of tables": c.Tables, "bytes sent for two images": c.Shared,
+		"requests": c.Requests, "requests at once": c.Most,
+	})
+	return nil
+}
+
+// undisturbed completes images, and gives their roots.
+func undisturbed(ctx context.Context, o options, images []*image, refs map[*image]string) (roots map[*image]string, err error) {
+	w, err := newWorld(o.bin)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, w.end()) }()
+	roots = make(map[*image]string)
+	for _, im := range images {
+		dir := filepath.Join(w.dir, "mnt", im.name)
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			return nil, err
+		}
+		if _, err := w.do(ctx, "mount", "-q", refs[im], dir); err != nil {
+			return nil, err
+		}
+		if roots[im], err = w.seal(ctx, dir); err != nil {
+			return nil, err
+		}
+		if err := compareAll(ctx, dir, im); err != nil {
+			return nil, fmt.Errorf("%s, undisturbed: %w", im.name, err)
+		}
+		if _, err := w.do(ctx, "umount", dir); err != nil {
+			return nil, err
+		}
+	}
+	_, err = w.do(ctx, "daemon", "stop")
+	return roots, err
+}
+
+// killAll kills n times, each time at a random moment after an image has come into a phase that is chosen at random.
+func (k *killing) killAll(ctx context.Context, rnd *rand.Rand, n int) error {
+	told := time.Now()
+	for done := 0; done < n; {
+		phase := phases[rnd.IntN(len(phases))]
+		for range 400 { // or whatever they are in then
+			if k.in(phase) || ctx.Err() != nil {
+				break
+			}
+			time.Sleep(5 * time.Millisecond)
+		}
+		time.Sleep(time.Duration(rnd.Int64N(int64(250 * time.Millisecond))))
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		ok, err := k.kill(ctx, rnd, k.victims[rnd.IntN(len(k.victims))])
+		if err != nil {
+			return err
+		}
+		if ok {
+			done++
+		}
+		if time.Since(told) > 5*time.Second {
+			told = time.Now()
+			c := k.reg.counted()
+			fmt.Printf("kills: %d of %d, %d files read, %d sealed, %d removed, %d bytes sent again of %d in flight\n",
+				done, n, k.reads.Load(), k.seals.Load(), k.removed.Load(), c.Repeated, c.InFlight)
+		}
+		if len(k.w.faults()) > 20 {
+			return errors.New("too much is wrong")
+		}
+	}
+	return nil
+}
+
+// kill kills one victim, if there is one.
+func (k *killing) kill(ctx context.Context, rnd *rand.Rand, victim string) (ok bool, err error) {
+	pid := 0
+	if victim == "none" {
+		return true, nil
+	} else if victim == "daemon" {
+		pid = k.w.daemon()
+	} else if views := k.w.of(victim); len(views) > 0 {
+		pid = views[rnd.IntN(len(views))].pid
+	}
+	if pid == 0 {
+		// whoever needs one starts it; where nobody does, one more command
+		_, err := k.w.do(ctx, "ls", "--json")
+		return false, err
+	}
+	err = k.reg.during(func() error {
+		k.mu.Lock()
+		for _, p := range k.phase {
+			k.hit[p]++
+		}
+		k.mu.Unlock()
+		return k.w.kill(pid)
+	})
+	return err == nil, nil // it may have ended by itself
+}
+
+// live has an image mounted, read, and so on, over and over until lives ends.
+func (k *killing) live(ctx, lives context.Context, rnd *rand.Rand, im *image) {
+	ref, dir := k.refs[im], filepath.Join(k.w.dir, "mnt", im.name)
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		k.w.fault("%v", err)
+		return
+	}
+	for lives.Err() == nil && ctx.Err() == nil {
+		if err := k.cycle(ctx, lives, rnd, im, ref, dir); err != nil {
+			if ctx.Err() == nil {
+				k.w.fault("%s: %v", im.name, err)
+			}
+			return
+		}
+	}
+	k.enter(im, "at rest")
+}
+
+// cycle mounts an image, reads it, and perhaps seals, checks and removes it.
+func (k *killing) cycle(ctx, lives context.Context, rnd *rand.Rand, im *image, ref, dir string) error {
+	k.enter(im, "mounting")
+	args := []string{"mount", "-q", "--no-profile"}
+	if rnd.IntN(4) == 0 {
+		args = append(args, "--no-fill")
+	}
+	if _, err := k.w.do(ctx, append(args, ref, dir)...); err != nil {
+		return err
+	}
+	k.enter(im, "reading")
+	reading, done := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	for range readers {
+		seeded := rand.New(rand.NewPCG(rnd.Uint64(), 0))
+		wg.Go(func() { k.w.reader(reading, seeded, dir, im, &k.reads) })
+	}
+	if rnd.IntN(3) > 0 {
+		if rnd.IntN(2) == 0 {
+			rest(lives, time.Duration(rnd.Int64N(int64(time.Second))))
+		}
+		k.enter(im, "sealing")
+		root, err := k.w.seal(ctx, ref)
+		if err != nil {
+			done()
+			wg.Wait()
+			return err
+		}
+		k.seals.Add(1)
+		if root != k.roots[im] {
+			k.w.fault("%s: root %s, undisturbed it is %s", im.name, root, k.roots[im])
+		}
+		if rnd.IntN(3) == 0 {
+			k.enter(im, "checking")
+			if _, err := k.w.do(ctx, "fsck", "-n", ref); err != nil {
+				k.w.fault("%s: %v", im.name, err)
+			}
+		}
+	} else {
+		rest(lives, time.Duration(rnd.Int64N(int64(2*time.Second))))
+	}
+	done()
+	wg.Wait()
+	k.enter(im, "unmounting")
+	if err := k.umount(ctx, dir); err != nil {
+		return err
+	}
+	if rnd.IntN(2) == 0 {
+		k.enter(im, "removing")
+		return k.remove(ctx, im, ref)
+	}
+	return nil
+}
+
+func rest(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
+	}
+}
+
+// umount unmounts. One that a kill has ended may have done it before.
+func (k *killing) umount(ctx context.Context, dir string) error {
+	for {
+		_, err := k.w.try(ctx, "umount", dir)
+		var e *ended
+		if err == nil || !errors.As(err, &e) {
+			return err
+		}
+		if _, mounted := k.w.mounts()[dir]; !mounted && e.killed {
+			return nil
+		}
+		if !e.killed {
+			k.w.fault("%v", err)
+			return err
+		}
+	}
+}
+
+// remove removes an image, once it isn't being filled.
+func (k *killing) remove(ctx context.Context, im *image, ref string) error {
+	for {
+		_, err := k.w.try(ctx, "rm", ref)
+		var e *ended
+		switch {
+		case err == nil:
+			k.removed.Add(1)
+			k.reg.forget(im)
+			return nil
+		case !errors.As(err, &e):
+			return err
+		}
+		all, lerr := k.w.list(ctx)
+		if lerr != nil {
+			return lerr
+		}
+		if _, there := all[ref]; !there && e.killed { // it was done before
+			k.removed.Add(1)
+			k.reg.forget(im)
+			return nil
+		}
+		switch {
+		case strings.Contains(e.out, "being filled") || strings.Contains(e.out, "in use"):
+			if root, err := k.w.seal(ctx, ref); err != nil {
+				return err
+			} else if root != k.roots[im] {
+				k.w.fault("%s: root %s, undisturbed it is %s", im.name, root, k.roots[im])
+			}
+			rest(ctx, 20*time.Millisecond)
+		case !e.killed:
+			k.w.fault("%v", err)
+			return err
+		}
+	}
+}
+
+// settle completes every image, compares and checks it, and sees that nothing else is left.
+func (k *killing) settle(ctx context.Context) {
+	for _, im := range k.images {
+		if err := k.finish(ctx, im); err != nil {
+			k.w.fault("%s, in the end: %v", im.name, err)
+		}
+	}
+	if _, err := k.w.do(ctx, "fsck", "-n"); err != nil {
+		k.w.fault("in the end: %v", err)
+	}
+	if _, err := k.w.do(ctx, "daemon", "stop"); err != nil {
+		k.w.fault("in the end: %v", err)
+	}
+	for range 50 { // views end behind their mounts
+		if len(k.w.processes()) == 0 {
+			break
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	for _, l := range k.w.leftovers() {
+		k.w.fault("left over: %s", l)
+	}
+}
+
+func (k *killing) finish(ctx context.Context, im *image) error {
+	dir := filepath.Join(k.w.dir, "mnt", im.name)
+	if _, mounted := k.w.mounts()[dir]; mounted {
+		return errors.New("it is still mounted")
+	}
+	if _, err := k.w.do(ctx, "mount", "-q", "--no-profile", k.refs[im], dir); err != nil {
+		return err
+	}
+	root, err := k.w.seal(ctx, k.refs[im])
+	if err != nil {
+		return err
+	}
+	if root != k.roots[im] {
+		return fmt.Errorf("root %s, undisturbed it is %s", root, k.roots[im])
+	}
+	if err := compareAll(ctx, dir, im); err != nil {
+		return err
+	}
+	_, err = k.w.do(ctx, "umount", dir)
+	return err
+}
