@@ -67,7 +67,7 @@ func (im *Image) fill(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	runs := make(chan run)
-	p := newPace(&im.c.readers)
+	p := newPace(&im.fetchedIn().readers)
 	var wg sync.WaitGroup
 	for range fillers {
 		wg.Go(func() {
@@ -118,7 +118,7 @@ func (im *Image) fillRun(ctx context.Context, r run, p *pace) error {
 		if err := p.take(ctx); err != nil {
 			return err
 		}
-		err := im.fetch(ctx, r)
+		err := im.fetchBehind(ctx, r)
 		p.give()
 		if err == nil || ctx.Err() != nil || !blob.Temporary(err) {
 			return err

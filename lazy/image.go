@@ -37,6 +37,7 @@ type Image struct {
 
 	mu      sync.Mutex              // guards what follows; never held over I/O
 	repo    Blobs                   // nil until somebody names where to fetch from
+	line    *line                   // in which it is fetched
 	done    []bool                  // chunks written by this process
 	parts   map[int64]map[int]int64 // blocks shared by chunks, by offset: bytes that each chunk wrote
 	jobsOf  map[int]*job            // chunks being fetched
@@ -133,9 +134,17 @@ func (im *Image) HasRepo() bool {
 func (im *Image) SetRepo(r Blobs) { im.setRepo(r) }
 
 func (im *Image) setRepo(r Blobs) {
+	l := im.c.fetches.line(Origin(r))
 	im.mu.Lock()
-	im.repo = r
+	im.repo, im.line = r, l
 	im.mu.Unlock()
+}
+
+// fetchedIn is the line in which the image is fetched now.
+func (im *Image) fetchedIn() *line {
+	im.mu.Lock()
+	defer im.mu.Unlock()
+	return im.line
 }
 
 // findClones looks up missing contents in other images of the cache.
@@ -202,8 +211,9 @@ func (im *Image) Need(ctx context.Context, off, n int64) error {
 		ctx, cancel = context.WithTimeoutCause(ctx, im.c.opts.ReadTimeout, fmt.Errorf("no data for %v", im.c.opts.ReadTimeout))
 		defer cancel()
 	}
-	im.c.readers.enter()
-	defer im.c.readers.leave()
+	waiting := &im.fetchedIn().readers
+	waiting.enter()
+	defer waiting.leave()
 	var chunks []int
 	for i := im.plan.find(off / store.BlockSize * store.BlockSize); i < im.plan.extents; i++ {
 		e := im.plan.extent(i)
@@ -246,7 +256,7 @@ func (im *Image) hasChunkLocked(e extent, k int) bool {
 
 // copyClone takes a content from another image, unless it is damaged there: then the content is still missing.
 func (im *Image) copyClone(ctx context.Context, i int, e extent) error {
-	return im.obtain(ctx, []int{-1 - i}, nil, func(int) bool { return im.file.Has(e.off, e.size) }, func(ctx context.Context, j *job) error {
+	return im.obtain(ctx, []int{-1 - i}, nil, false, func(int) bool { return im.file.Has(e.off, e.size) }, func(ctx context.Context, j *job) error {
 		cl := im.clones[i]
 		if !cl.from.Intact(ctx, cl.off, e.size) {
 			return ctx.Err()
@@ -321,17 +331,26 @@ func (im *Image) fetchAll(ctx context.Context, pairs []int) error {
 }
 
 // fetch waits until every chunk of r that is asked for was written, by a job of its own or by others.
-func (im *Image) fetch(ctx context.Context, r run) error {
+func (im *Image) fetch(ctx context.Context, r run) error { return im.fetchAs(ctx, r, false) }
+
+// fetchBehind does it for what nobody waits for.
+func (im *Image) fetchBehind(ctx context.Context, r run) error { return im.fetchAs(ctx, r, true) }
+
+func (im *Image) fetchAs(ctx context.Context, r run, behind bool) error {
 	ext := make(map[int]extent, len(r.chunk))
 	for i, k := range r.chunk {
 		ext[k] = im.plan.extent(r.ext[i])
 	}
-	return im.obtain(ctx, r.wanted, r.chunk, func(k int) bool { return im.hasChunkLocked(ext[k], k) }, func(ctx context.Context, j *job) error { return im.fetchRun(ctx, r, j) })
+	return im.obtain(ctx, r.wanted, r.chunk, behind, func(k int) bool { return im.hasChunkLocked(ext[k], k) }, func(ctx context.Context, j *job) error { return im.fetchRun(ctx, r, j) })
 }
 
 // fetchRun fetches those chunks of r that j has taken over. Bytes that aren't what their digest says are fetched once more: they may have
 // been changed on their way.
 func (im *Image) fetchRun(ctx context.Context, r run, j *job) error {
+	if err := im.c.fetches.take(ctx, j.line, j.turn); err != nil {
+		return err
+	}
+	defer im.c.fetches.give(j.line, j.turn)
 	err := im.fetchOnce(ctx, r, j)
 	if !errors.Is(err, blob.ErrDigestMismatch) || ctx.Err() != nil {
 		return err

@@ -8,6 +8,8 @@ type job struct {
 	cancel  context.CancelFunc
 	waiters int
 	got     map[int]chan struct{} // by chunk, closed when it was written
+	line    *line                 // where its turn comes
+	turn    *ask
 
 	end     chan struct{} // closed in the end; what follows is valid then
 	err     error
@@ -46,8 +48,9 @@ type waits map[*job][]int
 
 // obtain waits until everything in keys is there: by the jobs under way that others started, and by one of its own, work, for what
 // nobody has started, and with it for what of ahead nobody has. Where a job fails or is given up that was of other keys, too, what
-// is still missing is got by another, without ahead. has is called with im.mu held. The caller has begun.
-func (im *Image) obtain(ctx context.Context, keys, ahead []int, has func(key int) bool, work func(context.Context, *job) error) error {
+// is still missing is got by another, without ahead. With behind nobody waits for it but the caller. has is called with im.mu held. The
+// caller has begun.
+func (im *Image) obtain(ctx context.Context, keys, ahead []int, behind bool, has func(key int) bool, work func(context.Context, *job) error) error {
 	for again := true; again; ahead = nil {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
@@ -55,7 +58,7 @@ func (im *Image) obtain(ctx context.Context, keys, ahead []int, has func(key int
 		if im.ctx.Err() != nil { // ctx is about to end
 			return ErrReopened
 		}
-		held := im.join(keys, ahead, has, work)
+		held := im.join(keys, ahead, behind, has, work)
 		var err error
 		again, err = held.wait(ctx, keys)
 		im.mu.Lock()
@@ -73,14 +76,14 @@ func (im *Image) obtain(ctx context.Context, keys, ahead []int, has func(key int
 }
 
 // join makes the caller wait for the jobs of keys, one of which it may start.
-func (im *Image) join(keys, ahead []int, has func(key int) bool, work func(context.Context, *job) error) waits {
+func (im *Image) join(keys, ahead []int, behind bool, has func(key int) bool, work func(context.Context, *job) error) waits {
 	im.mu.Lock()
 	defer im.mu.Unlock()
 	held := make(waits)
 	var own *job
 	add := func(k int) {
 		if own == nil {
-			own = &job{end: make(chan struct{}), got: make(map[int]chan struct{})}
+			own = &job{end: make(chan struct{}), got: make(map[int]chan struct{}), line: im.line, turn: newAsk(im, behind)}
 		}
 		own.got[k] = make(chan struct{})
 		im.jobsOf[k] = own
@@ -97,6 +100,9 @@ func (im *Image) join(keys, ahead []int, has func(key int) bool, work func(conte
 	}
 	for j := range held {
 		j.waiters++
+		if !behind {
+			im.c.fetches.await(j.line, j.turn)
+		}
 	}
 	if own == nil {
 		return held

@@ -27,11 +27,28 @@ import (
 	"github.com/pexfs/pex/lazy/store"
 )
 
-// Blobs gives blobs by their descriptors.
+// Blobs gives blobs by their descriptors. It may have a method Origin() string that names the place they come from, such as a registry: what
+// is fetched from one place doesn't wait for another.
 type Blobs interface {
 	// Blob gives ranges of a blob. It does no I/O itself.
 	Blob(d v1.Descriptor) blob.Source
 }
+
+// Origin is the place where blobs come from, or empty.
+func Origin(b Blobs) string {
+	if o, ok := b.(interface{ Origin() string }); ok {
+		return o.Origin()
+	}
+	return ""
+}
+
+// How much is fetched at once: from one place, in all, and of what nobody waits for from one place. A fetch of chunks takes up to half a
+// megabyte of memory, a table of contents what it has unpacked, a layer that is read whole some 10 MB.
+const (
+	fetchesEach, fetchesAll, fetchesBehind = 32, 128, 16
+	streamsEach, streamsAll                = 6, 16
+	tablesEach, tablesAll                  = 16, 64
+)
 
 // Repo is where an image's manifest and blobs come from.
 type Repo interface {
@@ -71,7 +88,9 @@ type Cache struct {
 
 	opening flights[string, *Image]        // by manifest digest and options
 	scans   flights[string, *layer.Packed] // by layer digest and kind
-	readers readers                        // Needs that wait for the network: the fillers yield to them
+	fetches queue                          // of images' chunks, each for its image
+	streams queue                          // of layers that are read whole, each for its opening
+	tables  queue                          // of tables of contents, each for its opening
 	// decoders are *layer.ChunkReaders at rest: each has some hundred KiB of tables and windows.
 	decoders sync.Pool
 	keys     store.Locks[store.Key] // of images that are loaded or changed
@@ -93,6 +112,9 @@ func NewCache(st *store.Store, o Options) *Cache {
 	}
 	c := &Cache{st: st, opts: o, log: o.Log, images: make(map[store.Key]*Image), using: make(map[string]int)}
 	c.wholes.scratch, c.wholes.idle = st.Scratch, wholeIdle
+	c.fetches = queue{each: fetchesEach, behind: fetchesBehind, free: fetchesAll}
+	c.streams = queue{each: streamsEach, free: streamsAll}
+	c.tables = queue{each: tablesEach, free: tablesAll}
 	c.decoders.New = func() any { return new(layer.ChunkReader) }
 	return c
 }
@@ -118,7 +140,7 @@ func (c *Cache) Close() error {
 func (c *Cache) Image(ctx context.Context, k store.Key) (*Image, error) { return c.load(ctx, k, false) }
 
 func (c *Cache) newImage(ctx context.Context, f *store.Image) (*Image, error) {
-	im := &Image{c: c, file: f, jobsOf: make(map[int]*job), sealed: make(chan struct{})}
+	im := &Image{c: c, file: f, line: c.fetches.line(""), jobsOf: make(map[int]*job), sealed: make(chan struct{})}
 	im.ctx, im.cancel = context.WithCancel(context.Background())
 	if f.State() == store.Sealed {
 		close(im.sealed)

@@ -31,10 +31,11 @@ func (im *Image) Replay(p *profile.Profile) {
 		done()
 		return
 	}
-	im.c.readers.enter()
+	waiting := &im.fetchedIn().readers
+	waiting.enter()
 	go func() {
 		defer done()
-		defer im.c.readers.leave()
+		defer waiting.leave()
 		defer im.replaying.Store(false)
 		im.mu.Lock()
 		early := im.early
@@ -140,7 +141,7 @@ func (im *Image) replay(ctx context.Context, pairs []int) error {
 		wg.Go(func() {
 			for r := range next {
 				for _, part := range im.runs(im.untaken(r), replayRun) {
-					if err := im.fetch(ctx, part); err != nil {
+					if err := im.fetchBehind(ctx, part); err != nil {
 						cancel(err)
 						break
 					}

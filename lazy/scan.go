@@ -123,6 +123,11 @@ func (s *scan) layer(ctx context.Context, src *source, known <-chan struct{}) (*
 	if toc != "" && !s.stream {
 		ix, noTOC = c.scans.do(ctx, flight(toc), func(ctx context.Context) (*layer.Packed, error) {
 			return c.indexed(hexDigest, toc, func() (*layer.Index, error) {
+				l, t := c.tables.line(Origin(src.repo)), newAsk(s, false)
+				if err := c.tables.take(ctx, l, t); err != nil {
+					return nil, err
+				}
+				defer c.tables.give(l, t)
 				return layer.ReadTOC(ctx, c.wholes.parts(src.repo.Blob(src.d), src.d.Digest.String()), src.d, s.lim)
 			})
 		})
@@ -160,6 +165,11 @@ func (s *scan) layer(ctx context.Context, src *source, known <-chan struct{}) (*
 			return nil, err
 		}
 		defer done(nil)
+		l, t := c.streams.line(Origin(src.repo)), newAsk(s, false)
+		if err := c.streams.take(ctx, l, t); err != nil {
+			return nil, err
+		}
+		defer c.streams.give(l, t)
 		s.p.total.Add(src.d.Size)
 		return c.stream(ctx, src.repo.Blob(src.d), src.d, src.diffID, name, s.lim, &s.p)
 	})

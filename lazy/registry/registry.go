@@ -71,6 +71,9 @@ func Open(r ref.Ref, o Options) (*Repo, error) {
 	return &Repo{ref: r.Name, session: newSession(r.Name.Context(), o), transport: o.Transport, retry: o.Retry}, nil
 }
 
+// Origin is the registry, by host and port.
+func (r *Repo) Origin() string { return r.ref.Context().RegistryStr() }
+
 // SetAuth replaces the credentials. A token that was got with others is used until the registry refuses it.
 func (r *Repo) SetAuth(auth authn.AuthConfig) {
 	s := r.session
