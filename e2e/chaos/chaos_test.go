@@ -67,3 +67,15 @@ func TestSend(t *testing.T) {
 		})
 	}
 }
+
+func TestMounts(t *testing.T) {
+	short(t, part{name: "mounts", run: mounts}, options{mounts: 16, scale: 1})
+}
+
+func TestReaders(t *testing.T) {
+	short(t, part{name: "readers", run: manyReaders}, options{readers: 200, scale: 1})
+}
+
+func TestLayers(t *testing.T) {
+	short(t, part{name: "layers", run: manyLayers}, options{layers: 40})
+}

@@ -349,21 +349,7 @@ func (k *killing) settle(ctx context.Context) {
 			k.w.fault("%s, in the end: %v", im.name, err)
 		}
 	}
-	if _, err := k.w.do(ctx, "fsck", "-n"); err != nil {
-		k.w.fault("in the end: %v", err)
-	}
-	if _, err := k.w.do(ctx, "daemon", "stop"); err != nil {
-		k.w.fault("in the end: %v", err)
-	}
-	for range 50 { // views end behind their mounts
-		if len(k.w.processes()) == 0 {
-			break
-		}
-		time.Sleep(20 * time.Millisecond)
-	}
-	for _, l := range k.w.leftovers() {
-		k.w.fault("left over: %s", l)
-	}
+	k.w.settle(ctx)
 }
 
 func (k *killing) finish(ctx context.Context, im *image) error {

@@ -29,6 +29,9 @@ type options struct {
 	only    *regexp.Regexp
 	kills   int
 	scale   int64 // MiB of a small layer
+	mounts  int
+	readers int
+	layers  int
 	soak    time.Duration
 	limit   time.Duration
 	json    string
@@ -53,6 +56,10 @@ type part struct {
 func parts() []part {
 	return []part{
 		{"kills", "kill -9 at random moments", kills},
+		{"mounts", "many mounts at once", mounts},
+		{"readers", "many readers at once", manyReaders},
+		{"layers", "images of many layers", manyLayers},
+		{"fair", "a busy image, a lone reader, and a silent registry", fair},
 	}
 }
 
@@ -141,6 +148,9 @@ func parse(args []string) (options, error) {
 	only := f.String("only", "", "the parts whose names match this regular `expression`")
 	f.IntVar(&o.kills, "kills", 200, "how often something is killed")
 	f.Int64Var(&o.scale, "scale", 3, "about how many `MiB` a small layer unpacks to")
+	f.IntVar(&o.mounts, "mounts", 64, "how many mounts at once")
+	f.IntVar(&o.readers, "readers", 1000, "how many readers at once")
+	f.IntVar(&o.layers, "layers", 300, "how many layers an image has that has many")
 	f.DurationVar(&o.soak, "soak", 3*time.Minute, "how long to soak")
 	f.DurationVar(&o.limit, "time", 15*time.Minute, "end after this long")
 	f.StringVar(&o.json, "json", "", "write the counts to this `file`, too")

@@ -230,7 +230,7 @@ func (r *registry) send(w http.ResponseWriter, req *http.Request, im *image, b *
 	defer r.mu.Unlock()
 	r.open--
 	r.counts.Sent += at - off
-	if off > 0 && end == size && !b.whole {
+	if end == size && !b.whole {
 		r.counts.Tables += at - off
 		return
 	}

@@ -278,6 +278,25 @@ func (w *world) leftovers() (all []string) {
 	return all
 }
 
+// settle checks all images, ends the daemon, and sees that nothing is left over.
+func (w *world) settle(ctx context.Context) {
+	if _, err := w.do(ctx, "fsck", "-n"); err != nil {
+		w.fault("in the end: %v", err)
+	}
+	if _, err := w.do(ctx, "daemon", "stop"); err != nil {
+		w.fault("in the end: %v", err)
+	}
+	for range 50 { // views end behind their mounts
+		if len(w.processes()) == 0 {
+			break
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	for _, l := range w.leftovers() {
+		w.fault("left over: %s", l)
+	}
+}
+
 // end ends all that is left of this world, by force where need be, and removes it.
 func (w *world) end() error {
 	for dir, minor := range w.mounts() {

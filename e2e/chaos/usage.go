@@ -1,0 +1,44 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+)
+
+// usage is what a process takes.
+type usage struct {
+	Anon        int64 // bytes of memory that are no file's
+	Descriptors int64
+	Threads     int64
+}
+
+// usageOf looks at a process.
+func usageOf(pid int) (u usage, err error) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return u, err
+	}
+	for line := range strings.Lines(string(b)) {
+		f := strings.Fields(line)
+		if len(f) < 2 {
+			continue
+		}
+		n, _ := strconv.ParseInt(f[1], 10, 64)
+		switch f[0] {
+		case "RssAnon:":
+			u.Anon = n << 10
+		case "Threads:":
+			u.Threads = n
+		}
+	}
+	fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
+	u.Descriptors = int64(len(fds))
+	return u, err
+}
+
+// most keeps the greatest of each.
+func (u *usage) most(o usage) {
+	u.Anon, u.Descriptors, u.Threads = max(u.Anon, o.Anon), max(u.Descriptors, o.Descriptors), max(u.Threads, o.Threads)
+}
