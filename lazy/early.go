@@ -83,7 +83,7 @@ func (c *Cache) elsewhere() (map[string]bool, error) {
 // fetchEarly begins to fetch what a profile, which first gives when it is known, names of other layers than those in elsewhere.
 func fetchEarly(sources []source, elsewhere map[string]bool, first func(context.Context) *profile.Profile) *early {
 	e := &early{held: make(map[string][]*blob.Held)}
-	e.ctx, e.end = context.WithCancel(context.Background())
+	e.ctx, e.end = context.WithCancel(blob.WithPurpose(context.Background(), blob.Purpose{Reason: blob.ForProfile}))
 	sizes, blobs := make(map[string]int64), make(map[string]blob.Source)
 	for _, s := range sources {
 		d := s.d.Digest.String()

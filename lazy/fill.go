@@ -64,7 +64,7 @@ func (im *Image) fill(ctx context.Context) error {
 			}
 		}
 	}
-	ctx, cancel := context.WithCancelCause(ctx)
+	ctx, cancel := context.WithCancelCause(im.purpose(ctx, blob.ForFiller))
 	defer cancel(nil)
 	runs := make(chan run)
 	p := newPace(&im.fetchedIn().readers)
@@ -126,7 +126,7 @@ func (im *Image) fillRun(ctx context.Context, r run, p *pace) error {
 		im.mu.Lock()
 		im.err = err
 		im.mu.Unlock()
-		im.c.log.Warn("filling image", "image", im.file.Info.Key, "err", err, "again", wait)
+		im.log().Warn("filling image", "err", err, "again", wait)
 		if err := sleep(ctx, wait/2+rand.N(wait)); err != nil {
 			return err
 		}

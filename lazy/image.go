@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -50,6 +51,11 @@ type Image struct {
 type clone struct {
 	from *store.Image
 	off  int64
+}
+
+// log is for lines about the image.
+func (im *Image) log() *slog.Logger {
+	return im.c.log.With("image", im.file.Info.Key, "ref", im.file.Info.Ref)
 }
 
 // Info and counters for status.
@@ -206,6 +212,7 @@ func (im *Image) Need(ctx context.Context, off, n int64) error {
 	if im.plan == nil {
 		return ErrReopened
 	}
+	ctx = im.purpose(ctx, blob.ForReader)
 	if _, bounded := ctx.Deadline(); !bounded {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeoutCause(ctx, im.c.opts.ReadTimeout, fmt.Errorf("no data for %v", im.c.opts.ReadTimeout))
@@ -341,7 +348,28 @@ func (im *Image) fetchAs(ctx context.Context, r run, behind bool) error {
 	for i, k := range r.chunk {
 		ext[k] = im.plan.extent(r.ext[i])
 	}
-	return im.obtain(ctx, r.wanted, r.chunk, behind, func(k int) bool { return im.hasChunkLocked(ext[k], k) }, func(ctx context.Context, j *job) error { return im.fetchRun(ctx, r, j) })
+	purpose := blob.PurposeOf(ctx) // the job's context is another
+	return im.obtain(ctx, r.wanted, r.chunk, behind, func(k int) bool { return im.hasChunkLocked(ext[k], k) }, func(ctx context.Context, j *job) error {
+		return im.fetchRun(blob.WithPurpose(ctx, purpose), r, j)
+	})
+}
+
+// purpose is ctx for fetching bytes of the image.
+func (im *Image) purpose(ctx context.Context, why blob.Reason) context.Context {
+	return blob.WithPurpose(ctx, blob.Purpose{Reason: why, Image: string(im.file.Info.Key)})
+}
+
+// Content is the place of the content that has a byte of the image, in bytes; without one, or of an image that was sealed when it was
+// opened, it is the byte's block.
+func (im *Image) Content(off int64) (start, size int64) {
+	if im.plan != nil {
+		if i := im.plan.find(off / store.BlockSize * store.BlockSize); i < im.plan.extents {
+			if e := im.plan.extent(i); e.off <= off {
+				return e.off, e.size
+			}
+		}
+	}
+	return off / store.BlockSize * store.BlockSize, store.BlockSize
 }
 
 // fetchRun fetches those chunks of r that j has taken over. Bytes that aren't what their digest says are fetched once more: they may have

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"sync"
 
+	"github.com/pexfs/pex/lazy/blob"
 	"github.com/pexfs/pex/lazy/layer"
 	"github.com/pexfs/pex/lazy/profile"
 	"github.com/pexfs/pex/lazy/store"
@@ -45,7 +46,7 @@ func (im *Image) Replay(p *profile.Profile) {
 			defer im.dropEarly(early)
 		}
 		if err := im.replay(ctx, im.profiled(p)); err != nil && ctx.Err() == nil {
-			im.c.log.Info("replaying profile", "image", im.file.Info.Key, "profile", p.Name, "err", err)
+			im.log().Info("replaying profile", "profile", p.Name, "err", err)
 		}
 	}()
 }
@@ -133,7 +134,7 @@ func (im *Image) replay(ctx context.Context, pairs []int) error {
 	im.setAwaited(awaited)
 	defer im.setAwaited(nil)
 
-	ctx, cancel := context.WithCancelCause(ctx)
+	ctx, cancel := context.WithCancelCause(im.purpose(ctx, blob.ForProfile))
 	defer cancel(nil)
 	next := make(chan *run)
 	var wg sync.WaitGroup

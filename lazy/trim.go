@@ -33,7 +33,7 @@ func (c *Cache) use(ctx context.Context, sources []source) (done func(made *Imag
 		c.trims.Go(func() {
 			if info := made.Info(); !c.st.Packed(info.Key) {
 				if err := c.pack(info); err != nil {
-					c.log.Warn("keeping what is known of layers", "image", info.Key, "err", err)
+					c.log.Warn("keeping what is known of layers", "image", info.Key, "ref", info.Ref, "err", err)
 				}
 			}
 			c.unuse(sources)

@@ -26,7 +26,7 @@ func (l *lab) daemonPID(t *testing.T) int {
 		t.Fatal(err)
 	}
 	for _, f := range files {
-		if b, err := os.ReadFile(f); err == nil && bytes.HasSuffix(b, []byte("\x00daemon\x00--cache-dir\x00"+l.cache+"\x00")) {
+		if b, err := os.ReadFile(f); err == nil && bytes.Contains(b, []byte("\x00daemon\x00")) && bytes.HasSuffix(b, []byte("\x00--cache-dir\x00"+l.cache+"\x00")) {
 			pid, err := strconv.Atoi(filepath.Base(filepath.Dir(f)))
 			if err != nil {
 				t.Fatal(err)

@@ -86,7 +86,7 @@ func rootCommand() *cobra.Command {
 		},
 	}
 	cmd.PersistentFlags().StringVar(&cacheDir, "cache-dir", "", "cache folder (default $PEX_CACHE_DIR, or pex in the user's cache folder)")
-	cmd.AddCommand(runCommand(&cacheDir), superviseCommand(), kernelCommand(&cacheDir), versionCommand(), daemon.Command(&cacheDir))
+	cmd.AddCommand(runCommand(&cacheDir), superviseCommand(), kernelCommand(&cacheDir), versionCommand(), daemon.Command(&cacheDir, cli.Version()))
 	return cmd
 }
 

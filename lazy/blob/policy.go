@@ -84,8 +84,9 @@ func (p Policy) wait(failures int, err error) (time.Duration, bool) {
 // last error. Each call's context ends when Idle passes without f having called alive.
 func (p Policy) Do(ctx context.Context, f func(ctx context.Context, alive func()) error) error {
 	p = p.withDefaults()
+	try := ctx
 	for failures := 1; ; failures++ {
-		dogCtx, dog := watch(ctx, p.Idle)
+		dogCtx, dog := watch(try, p.Idle)
 		err := dog.explain(f(dogCtx, dog.arm))
 		dog.stop()
 		if err == nil {
@@ -101,6 +102,7 @@ func (p Policy) Do(ctx context.Context, f func(ctx context.Context, alive func()
 		if err := sleep(ctx, d); err != nil {
 			return err
 		}
+		try = again(ctx)
 	}
 }
 

@@ -53,11 +53,15 @@ func (r *resumer) open() error {
 		if err := r.pause(); err != nil {
 			return r.fail(err)
 		}
+		try := r.ctx
+		if r.failures > 0 {
+			try = again(try)
+		}
 		off, n := r.off+r.done, r.n-r.done
 		if r.restart {
 			off, n = r.off, r.n
 		}
-		ctx, dog := watch(r.ctx, r.p.Idle)
+		ctx, dog := watch(try, r.p.Idle)
 		rc, err := r.src.Fetch(ctx, off, n)
 		dog.disarm()
 		if err == nil {

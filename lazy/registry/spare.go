@@ -136,7 +136,15 @@ func (t *Transport) drop(address string, c net.Conn) {
 
 // Warm says that the repository will soon be asked for many blobs at once. It does nothing where a proxy stands between.
 func (r *Repo) Warm(ctx context.Context) {
-	t, ok := r.transport.(*Transport)
+	carrier := r.transport
+	for { // one that watches may be around it
+		w, ok := carrier.(interface{ Unwrap() http.RoundTripper })
+		if !ok {
+			break
+		}
+		carrier = w.Unwrap()
+	}
+	t, ok := carrier.(*Transport)
 	if !ok {
 		return
 	}

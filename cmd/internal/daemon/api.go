@@ -8,6 +8,7 @@
 //	POST   /v1/images/KEY/fsck    FsckRequest -> lines of Message, the last one with fsck or error
 //	POST   /v1/images/KEY/replay  ReplayRequest -> 204 at once
 //	POST   /v1/images/KEY/reads   ReadsRequest -> 204
+//	GET    /v1/images/KEY/why     metrics.Why: what its readers waited for
 //	DELETE /v1/images/KEY         409 while it is leased
 //	GET    /v1/profiles           []ProfileSummary
 //	PUT    /v1/profiles           a profile -> 204
@@ -15,6 +16,9 @@
 //	DELETE /v1/profiles/ID        204
 //	GET    /v1/status             Status
 //	POST   /v1/stop               204, then the daemon ends
+//	GET    /metrics               Prometheus's text format, or what else it asks for
+//	GET    /healthz               Health; 503 where something is wrong
+//	GET    /debug/pprof/          of net/http/pprof
 //
 // Nothing but filling depends on the daemon: views and machines read the image files themselves.
 package daemon
@@ -132,6 +136,7 @@ type Opening struct {
 type Status struct {
 	PID     int           `json:"pid"`
 	Cache   string        `json:"cache"`
+	Socket  string        `json:"socket"` // by which it was asked
 	Started time.Time     `json:"started"`
 	Opening []Opening     `json:"opening"`
 	Images  []ImageStatus `json:"images"`

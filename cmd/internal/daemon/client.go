@@ -16,6 +16,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/pexfs/pex/cmd/internal/metrics"
 	"github.com/pexfs/pex/lazy"
 	"github.com/pexfs/pex/lazy/store"
 )
@@ -74,7 +75,7 @@ func (c *Client) Ensure(ctx context.Context) error {
 		return fmt.Errorf("starting the daemon: %w", err)
 	}
 	defer log.Close()
-	cmd := exec.Command(exe, "daemon", "--cache-dir", st.Dir())
+	cmd := exec.Command(exe, "daemon", "--log-file", logName, "--cache-dir", st.Dir())
 	cmd.Dir = "/"
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
@@ -248,6 +249,17 @@ func (c *Client) Fsck(ctx context.Context, k store.Key, r FsckRequest, progress 
 	return rep, err
 }
 
+// Why asks what an image's readers waited for since the daemon looks.
+func (c *Client) Why(ctx context.Context, k store.Key) (*metrics.Why, error) {
+	resp, err := c.do(ctx, http.MethodGet, imagePath(k, "/why"), nil)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	w := new(metrics.Why)
+	return w, json.NewDecoder(resp.Body).Decode(w)
+}
+
 // Remove takes an image out of the cache.
 func (c *Client) Remove(ctx context.Context, k store.Key) error {
 	resp, err := c.do(ctx, http.MethodDelete, imagePath(k, ""), nil)
@@ -265,7 +277,9 @@ func (c *Client) Status(ctx context.Context) (*Status, error) {
 	}
 	defer resp.Body.Close()
 	s := new(Status)
-	return s, json.NewDecoder(resp.Body).Decode(s)
+	err = json.NewDecoder(resp.Body).Decode(s)
+	s.Socket = c.sock
+	return s, err
 }
 
 // Stop ends the daemon and waits until it has let go of the folder.

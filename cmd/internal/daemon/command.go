@@ -2,8 +2,6 @@ package daemon
 
 import (
 	"fmt"
-	"log/slog"
-	"os"
 	"os/signal"
 	"syscall"
 	"time"
@@ -12,27 +10,28 @@ import (
 )
 
 // Command is `daemon`, which each program has: it starts itself as its own daemon.
-func Command(cacheDir *string) *cobra.Command {
+func Command(cacheDir *string, version string) *cobra.Command {
 	var idle time.Duration
-	var verbose bool
+	var logs logFlags
+	var metricsAddr string
 	cmd := &cobra.Command{
 		Use:   "daemon",
 		Short: "Run the daemon of a cache folder in the foreground (other commands start it as they need it)",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			level := slog.LevelInfo
-			if verbose {
-				level = slog.LevelDebug
+			log, err := logs.logger()
+			if err != nil {
+				return err
 			}
 			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGINT, syscall.SIGTERM)
 			defer stop()
 			signal.Ignore(syscall.SIGHUP, syscall.SIGPIPE)
-			log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
-			return Run(ctx, Config{CacheDir: *cacheDir, Idle: idle, Log: log})
+			return Run(ctx, Config{CacheDir: *cacheDir, Idle: idle, Log: log, Metrics: metricsAddr, Version: version})
 		},
 	}
 	cmd.Flags().DurationVar(&idle, "idle", 5*time.Minute, "end after this long with nothing to do; 0: never")
-	cmd.Flags().BoolVar(&verbose, "debug", false, "log more")
+	cmd.Flags().StringVar(&metricsAddr, "metrics-listen", "", "answer /metrics and /healthz at this address, too: :PORT on loopback, or HOST:PORT (they are always on the daemon's socket)")
+	logs.flags(cmd.Flags())
 	cmd.AddCommand(&cobra.Command{
 		Use:   "stop",
 		Short: "End the daemon; mounts and machines go on, and start another when they need one",

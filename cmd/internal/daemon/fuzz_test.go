@@ -104,10 +104,12 @@ func newServer(t testing.TB, dir string) *server {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	log := slog.New(slog.DiscardHandler)
-	return &server{
-		cache: lazy.NewCache(st, lazy.Options{Log: log}), st: st, log: log, started: time.Now(), transport: nowhere{}, ctx: ctx, stop: cancel,
+	s := &server{
+		cache: lazy.NewCache(st, lazy.Options{Log: log}), st: st, log: log, started: time.Now(), ctx: ctx, stop: cancel,
 		leases: make(map[store.Key]map[*lease]bool), removing: make(map[store.Key]bool), opening: make(map[*Opening]bool), idle: time.Now(),
 	}
+	s.measure(nowhere{}, "test")
+	return s
 }
 
 // client takes an answer, and hangs up once it has something of one that has no end of its own.

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/pexfs/pex/lazy"
+	"github.com/pexfs/pex/lazy/blob"
 	"github.com/pexfs/pex/lazy/store"
 )
 
@@ -25,7 +26,7 @@ func (s *server) fill(im *lazy.Image) {
 	go func() {
 		defer leave()
 		if err := im.Fill(s.ctx); err != nil && s.ctx.Err() == nil && !errors.Is(err, lazy.ErrReopened) {
-			s.log.Error("filling image", "image", im.Info().Key, "err", err)
+			s.logOf(im.Info().Key).Error("filling image", "err", err)
 		}
 	}()
 }
@@ -99,7 +100,7 @@ func (s *server) need(w http.ResponseWriter, r *http.Request) {
 		var im *lazy.Image
 		for range 2 { // a check that finds damage opens the image anew
 			if im, err = s.image(ctx, r); err == nil {
-				err = im.Need(ctx, req.Off, req.N)
+				err = s.await(ctx, im, req)
 			}
 			if !errors.Is(err, lazy.ErrReopened) {
 				break
@@ -108,7 +109,7 @@ func (s *server) need(w http.ResponseWriter, r *http.Request) {
 	}
 	if err != nil {
 		if r.Context().Err() == nil {
-			s.log.Warn("read fails", "image", r.PathValue("key"), "off", req.Off, "n", req.N, "err", err)
+			s.logOf(store.Key(r.PathValue("key"))).Warn("read fails", "off", req.Off, "n", req.N, "err", err)
 		}
 		fail(w, err)
 		return
@@ -159,19 +160,20 @@ func (s *server) fsck(w http.ResponseWriter, r *http.Request) {
 		fail(w, err)
 		return
 	}
-	repo := func(info store.Info) (lazy.Repo, error) { return s.repoOf(r.Context(), info, req.Ref, req.Auth) }
 	key := store.Key(r.PathValue("key"))
+	ctx := blob.WithPurpose(r.Context(), blob.Purpose{Reason: blob.ForRepair, Image: string(key)})
+	repo := func(info store.Info) (lazy.Repo, error) { return s.repoOf(ctx, info, req.Ref, req.Auth) }
 	out := newLines(w)
 	defer out.end()
 	var last time.Time
-	rep, err := s.cache.Fsck(r.Context(), key, repo, req.Heal, func(e lazy.Event) {
+	rep, err := s.cache.Fsck(ctx, key, repo, req.Heal, func(e lazy.Event) {
 		if time.Since(last) > 100*time.Millisecond {
 			last = time.Now()
 			out.send(Message{Event: &e})
 		}
 	})
 	if !rep.None() {
-		s.log.Warn("image is damaged", "image", key, "blocks", rep.Bad, "first", rep.Offsets, "tree", rep.Tree, "map", rep.Map, "root", rep.Root,
+		s.logOf(key).Warn("image is damaged", "blocks", rep.Bad, "first", rep.Offsets, "tree", rep.Tree, "map", rep.Map, "root", rep.Root,
 			"files", rep.Files, "healed", rep.Healed, "err", err)
 	}
 	if err == nil && rep.Healed && rep.Files == "" {
@@ -191,7 +193,9 @@ func (s *server) remove(w http.ResponseWriter, r *http.Request) {
 	key := store.Key(r.PathValue("key"))
 	err := s.removal(key)
 	if err == nil {
-		err = s.cache.Remove(r.Context(), key)
+		if err = s.cache.Remove(r.Context(), key); err == nil {
+			s.metrics.Forget(string(key))
+		}
 		s.mu.Lock()
 		delete(s.removing, key)
 		s.mu.Unlock()

@@ -21,7 +21,7 @@ func (s *server) open(w http.ResponseWriter, r *http.Request) {
 	defer out.end()
 	o, err := s.openImage(r.Context(), req, out)
 	if err != nil {
-		s.log.Warn("open", "ref", req.Ref, "err", err)
+		s.log.Warn("opening image", "ref", req.Ref, "err", err)
 		out.send(Message{Error: toError(err)})
 		return
 	}
@@ -39,9 +39,11 @@ func (s *server) openImage(ctx context.Context, req OpenRequest, out *lines) (*O
 			return nil, err
 		}
 	}
+	ctx, opened := s.openingOf(ctx)
+	defer opened("")
 	var repo lazy.Repo
 	if !req.Offline {
-		if repo, err = OpenRepo(ctx, name, RepoOptions{Auth: req.Auth, Insecure: req.Insecure, Transport: s.transport, Stalls: s.stalls}); err != nil {
+		if repo, err = s.openRepo(ctx, name, req.Auth, req.Insecure); err != nil {
 			return nil, err
 		}
 		if _, err := s.st.Ref(name.String(), p.String()); err != nil { // all its layers will be asked for
@@ -85,6 +87,7 @@ func (s *server) openImage(ctx context.Context, req OpenRequest, out *lines) (*O
 	if err != nil {
 		return nil, err
 	}
+	opened(o.Image.Info().Key)
 	if req.Fill && req.Profile == nil { // else it begins with the lease, behind what a profile names
 		s.fill(o.Image)
 	}

@@ -106,7 +106,7 @@ func (s *server) repoOf(ctx context.Context, info store.Info, of string, auth *a
 	if err != nil {
 		return nil, err
 	}
-	return OpenRepo(ctx, name, RepoOptions{Auth: auth, Insecure: best.Insecure, Transport: s.transport, Stalls: s.stalls})
+	return s.openRepo(ctx, name, auth, best.Insecure)
 }
 
 // RepoOptions say how to get at a repository.

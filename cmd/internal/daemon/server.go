@@ -11,8 +11,10 @@ import (
 	"os"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 	"time"
 
+	"github.com/pexfs/pex/cmd/internal/metrics"
 	"github.com/pexfs/pex/lazy"
 	"github.com/pexfs/pex/lazy/blob"
 	"github.com/pexfs/pex/lazy/profile"
@@ -25,6 +27,8 @@ type Config struct {
 	CacheDir string
 	Idle     time.Duration // ends by itself after this long with nothing to do; 0: never
 	Log      *slog.Logger
+	Metrics  string // TCP address where metrics are served beside the socket; "": nowhere else
+	Version  string // of this program, for metrics
 }
 
 type server struct {
@@ -37,6 +41,8 @@ type server struct {
 	work      sync.WaitGroup    // requests, fillers, and what these start
 	transport http.RoundTripper // shared by all registries: one pool of connections
 	stalls    *blob.Stalls
+	metrics   *metrics.Metrics
+	openings  atomic.Int64 // begun
 	found     findings
 	keeping   store.Locks[string] // of profiles, by id
 
@@ -78,15 +84,21 @@ func Run(ctx context.Context, c Config) error {
 	if err := os.Chmod(sock, 0o600); err != nil {
 		return errors.Join(err, l.Close())
 	}
+	ml, err := listenMetrics(ctx, c.Metrics)
+	if err != nil {
+		return errors.Join(err, l.Close())
+	}
 	if os.Getenv("GOGC") == "" { // an opening makes much garbage for a moment: it is cheaper to collect than to have
 		defer debug.SetGCPercent(debug.SetGCPercent(gcPercent))
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	s := &server{
-		cache: lazy.NewCache(st, lazy.Options{Log: c.Log}), st: st, log: c.Log, started: time.Now(), transport: registry.NewTransport(), stalls: tellStalls(c.Log), ctx: ctx, stop: cancel,
+		cache: lazy.NewCache(st, lazy.Options{Log: c.Log}), st: st, log: c.Log, started: time.Now(), stalls: tellStalls(c.Log), ctx: ctx, stop: cancel,
 		leases: make(map[store.Key]map[*lease]bool), removing: make(map[store.Key]bool), opening: make(map[*Opening]bool), idle: time.Now(),
 	}
+	s.measure(registry.NewTransport(), c.Version)
+	s.serveMetrics(ml)
 	hs := &http.Server{Handler: s.routes(), BaseContext: func(net.Listener) context.Context { return ctx }, ErrorLog: slog.NewLogLogger(c.Log.Handler(), slog.LevelDebug)}
 	s.work.Go(func() {
 		<-ctx.Done()
@@ -167,6 +179,9 @@ func (s *server) routes() http.Handler {
 	mux.HandleFunc("GET /v1/profiles/{id}", s.getProfile)
 	mux.HandleFunc("DELETE /v1/profiles/{id}", s.removeProfile)
 	mux.HandleFunc("GET /v1/status", s.status)
+	mux.HandleFunc("GET /v1/images/{key}/why", s.why)
+	s.seeing(mux)
+	pprofRoutes(mux)
 	mux.HandleFunc("POST /v1/stop", func(w http.ResponseWriter, r *http.Request) {
 		w.WriteHeader(http.StatusNoContent)
 		http.NewResponseController(w).Flush()

@@ -77,7 +77,7 @@ func (s *server) status(w http.ResponseWriter, r *http.Request) {
 		var err error
 		if i.State == store.Lazy {
 			if _, err = s.cache.Image(r.Context(), i.Key); err != nil {
-				s.log.Warn("status", "image", i.Key, "err", err)
+				s.logOf(i.Key).Warn("status", "err", err)
 			}
 		}
 		im := s.imageStatus(i, refs)

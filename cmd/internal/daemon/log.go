@@ -1,0 +1,47 @@
+package daemon
+
+import (
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+
+	"github.com/spf13/pflag"
+)
+
+// logFlags say how a daemon logs.
+type logFlags struct {
+	format, file string
+	level        slog.Level
+	debug        bool
+}
+
+func (l *logFlags) flags(f *pflag.FlagSet) {
+	f.StringVar(&l.format, "log-format", "text", "text, or json: an object for each line")
+	f.TextVar(&l.level, "log-level", slog.LevelInfo, "log what is at least: debug, info, warn or error")
+	f.StringVar(&l.file, "log-file", "", "log to this file, not to standard error; it is bounded: what is older is in FILE.1, or gone")
+	f.BoolVar(&l.debug, "debug", false, "the same as --log-level debug")
+}
+
+// logger makes the logger that the flags ask for.
+func (l *logFlags) logger() (*slog.Logger, error) {
+	o := &slog.HandlerOptions{Level: l.level}
+	if l.debug {
+		o.Level = slog.LevelDebug
+	}
+	var w io.Writer = os.Stderr
+	if l.file != "" {
+		f, err := openLog(l.file, maxLog, 1, 2)
+		if err != nil {
+			return nil, err
+		}
+		w = f
+	}
+	switch l.format {
+	case "text":
+		return slog.New(slog.NewTextHandler(w, o)), nil
+	case "json":
+		return slog.New(slog.NewJSONHandler(w, o)), nil
+	}
+	return nil, fmt.Errorf("--log-format %s: not text or json", l.format)
+}
