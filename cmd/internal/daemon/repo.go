@@ -71,7 +71,7 @@ func tellStalls(log *slog.Logger) *blob.Stalls {
 }
 
 // Origin is where the blobs come from, for lazy.
-func (r repo) Origin() string { return lazy.Origin(r.Repo) }
+func (r *repo) Origin() string { return lazy.Origin(r.Repo) }
 
 // warm has connections opened that an image's layers will need.
 func warm(ctx context.Context, r lazy.Repo) {
