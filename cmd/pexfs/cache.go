@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -77,10 +78,16 @@ func getStatus(cmd *cobra.Command, cacheDir string) (*daemon.Status, error) {
 }
 
 func statusCommand(cacheDir *string) *cobra.Command {
-	var asJSON bool
+	var asJSON, why bool
 	cmd := &cobra.Command{
 		Use: "status [IMAGE|DIR]", Short: "Show what is present of each image and layer, and who reads it", Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if why {
+				if len(args) != 1 {
+					return errors.New("--why: of which image or folder?")
+				}
+				return printWhy(cmd.Context(), *cacheDir, args[0], asJSON)
+			}
 			st, err := getStatus(cmd, *cacheDir)
 			if err != nil {
 				return err
@@ -110,6 +117,7 @@ func statusCommand(cacheDir *string) *cobra.Command {
 		},
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	cmd.Flags().BoolVar(&why, "why", false, "tell which files of an image were waited for and how long, and what was fetched for whom")
 	return cmd
 }
 

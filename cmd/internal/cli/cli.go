@@ -13,6 +13,7 @@ import (
 	"sync"
 	"syscall"
 	"time"
+	"unicode"
 
 	"golang.org/x/term"
 
@@ -26,17 +27,17 @@ import (
 
 // PrintError prints an error as "program: error: …", and a hint where there is one.
 func PrintError(program string, err error) {
-	fmt.Fprintf(os.Stderr, "%s: error: %s\n", program, oneLine(err.Error()))
+	fmt.Fprintf(os.Stderr, "%s: error: %s\n", program, OneLine(err.Error()))
 	if h := hint(err); h != "" {
 		fmt.Fprintf(os.Stderr, "%s: hint: %s\n", program, h)
 	}
 }
 
-// oneLine keeps what a registry or an image says from looking like more lines, or commanding the terminal.
-func oneLine(s string) string {
+// OneLine keeps what a registry or an image says from looking like more lines, or commanding the terminal.
+func OneLine(s string) string {
 	s = strings.ReplaceAll(strings.TrimSpace(s), "\n", "; ")
 	return strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f || r >= 0x80 && r < 0xa0 {
+		if !unicode.IsGraphic(r) { // control characters, and those that turn the direction of writing
 			return '?'
 		}
 		return r
@@ -153,13 +154,13 @@ func (p *Progress) Event(e lazy.Event) {
 		if !p.warned[e.Text] {
 			p.warned[e.Text] = true
 			p.clear()
-			fmt.Fprintf(p.w, "%s: warning: %s\n", p.program, oneLine(e.Text))
+			fmt.Fprintf(p.w, "%s: warning: %s\n", p.program, OneLine(e.Text))
 		}
 		return
 	}
 	text := e.Stage
 	if e.Text != "" {
-		text += " (" + oneLine(e.Text) + ")"
+		text += " (" + OneLine(e.Text) + ")"
 	}
 	p.show(text, e.Bytes, e.Total)
 }
