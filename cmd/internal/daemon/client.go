@@ -36,14 +36,27 @@ func NewClient(cacheDir string) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
+	return newClient(cacheDir, sock), nil
+}
+
+// newClient is a client of the daemon at a socket.
+func newClient(cacheDir, sock string) *Client {
 	t := &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			var d net.Dialer
-			return d.DialContext(ctx, "unix", sock)
+			conn, err := d.DialContext(ctx, "unix", sock)
+			if err != nil {
+				return nil, err
+			}
+			if err := checkServer(conn); err != nil {
+				conn.Close()
+				return nil, err
+			}
+			return conn, nil
 		},
 		MaxIdleConnsPerHost: 64,
 	}
-	return &Client{dir: cacheDir, sock: sock, http: &http.Client{Transport: t}}, nil
+	return &Client{dir: cacheDir, sock: sock, http: &http.Client{Transport: t}}
 }
 
 // Connect makes a client and sees to it that a daemon runs: where none answers it starts this program's own `daemon`.
@@ -57,8 +70,8 @@ func Connect(ctx context.Context, cacheDir string) (*Client, error) {
 
 // Ensure starts the daemon unless one answers.
 func (c *Client) Ensure(ctx context.Context) error {
-	if c.ping(ctx) == nil {
-		return nil
+	if err := c.ping(ctx); err == nil || errors.Is(err, errForeign) {
+		return err
 	}
 	// this also finds what is wrong with the folder, and says it to the user rather than to a log
 	st, err := store.Open(c.dir)
@@ -141,6 +154,10 @@ func (c *Client) do(ctx context.Context, method, path string, body any) (*http.R
 	if err != nil {
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
+		}
+		var ue *url.Error
+		if errors.Is(err, errForeign) && errors.As(err, &ue) {
+			return nil, ue.Err
 		}
 		return nil, fmt.Errorf("%w: %w", ErrGone, err)
 	}

@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// maxLog is how many bytes a log file has, about: what is older is in a second file beside it, NAME.1, and what is older than that is gone.
-const maxLog = 8 << 20
+// logMost is how many bytes a log file has, about: what is older is in a second file beside it, NAME.old, and what is older than that is gone.
+const logMost = 4 << 20
 
 // logFile is a file that what is logged is appended to. It is the process's standard output and error, too, so that the last words of one
 // that crashes are in it. Writes may come from several goroutines.
@@ -58,7 +58,7 @@ func (l *logFile) open() error {
 func (l *logFile) Write(p []byte) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.size > 0 && l.size+int64(len(p)) > l.most && os.Rename(l.name, l.name+".1") == nil {
+	if l.size > 0 && l.size+int64(len(p)) > l.most && os.Rename(l.name, l.name+".old") == nil {
 		if err := l.open(); err != nil {
 			return 0, err
 		}

@@ -48,7 +48,7 @@ func TestLogFile(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	before, err := os.ReadFile(name + ".1")
+	before, err := os.ReadFile(name + ".old")
 	if err != nil {
 		t.Fatal(err)
 	}

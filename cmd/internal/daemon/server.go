@@ -98,6 +98,7 @@ func Run(ctx context.Context, c Config) error {
 		leases: make(map[store.Key]map[*lease]bool), removing: make(map[store.Key]bool), opening: make(map[*Opening]bool), idle: time.Now(),
 	}
 	s.measure(registry.NewTransport(), c.Version)
+	l = &peers{l, os.Geteuid(), c.Log, s.metrics.Refused}
 	s.serveMetrics(ml)
 	hs := &http.Server{Handler: s.routes(), BaseContext: func(net.Listener) context.Context { return ctx }, ErrorLog: slog.NewLogLogger(c.Log.Handler(), slog.LevelDebug)}
 	s.work.Go(func() {

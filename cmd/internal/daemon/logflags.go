@@ -19,7 +19,7 @@ type logFlags struct {
 func (l *logFlags) flags(f *pflag.FlagSet) {
 	f.StringVar(&l.format, "log-format", "text", "text, or json: an object for each line")
 	f.TextVar(&l.level, "log-level", slog.LevelInfo, "log what is at least: debug, info, warn or error")
-	f.StringVar(&l.file, "log-file", "", "log to this file, not to standard error; it is bounded: what is older is in FILE.1, or gone")
+	f.StringVar(&l.file, "log-file", "", "log to this file, not to standard error; it is bounded: what is older is in FILE.old, or gone")
 	f.BoolVar(&l.debug, "debug", false, "the same as --log-level debug")
 }
 
@@ -31,7 +31,7 @@ func (l *logFlags) logger() (*slog.Logger, error) {
 	}
 	var w io.Writer = os.Stderr
 	if l.file != "" {
-		f, err := openLog(l.file, maxLog, 1, 2)
+		f, err := openLog(l.file, logMost, 1, 2)
 		if err != nil {
 			return nil, err
 		}
