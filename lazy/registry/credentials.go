@@ -126,3 +126,30 @@ func authKeys(repo, registry string) []string {
 	}
 	return keys
 }
+
+// Helpers tells whether some of the files that Credentials reads name programs that it would run for them.
+func Helpers() bool {
+	files := []string{os.Getenv("REGISTRY_AUTH_FILE"), filepath.Join(os.Getenv("DOCKER_CONFIG"), "config.json")}
+	if home, err := os.UserHomeDir(); err == nil {
+		files = append(files, filepath.Join(home, ".docker", "config.json"))
+	}
+	if dir, err := os.UserConfigDir(); err == nil {
+		files = append(files, filepath.Join(dir, "containers", "auth.json"))
+	}
+	files = append(files, filepath.Join(os.Getenv("XDG_RUNTIME_DIR"), "containers", "auth.json"))
+	for _, name := range files {
+		if !filepath.IsAbs(name) {
+			continue
+		}
+		f, err := os.Open(name)
+		if err != nil {
+			continue // Credentials tells
+		}
+		c, err := config.LoadFromReader(f)
+		f.Close()
+		if err == nil && (c.CredentialsStore != "" || len(c.CredentialHelpers) > 0) {
+			return true
+		}
+	}
+	return false
+}

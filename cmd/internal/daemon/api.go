@@ -26,11 +26,15 @@ package daemon
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
+	"io/fs"
 	"net/http"
+	"os"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/authn"
 
+	"github.com/pexfs/pex/cmd/internal/confine"
 	"github.com/pexfs/pex/lazy"
 	"github.com/pexfs/pex/lazy/blob"
 	"github.com/pexfs/pex/lazy/layer"
@@ -134,12 +138,14 @@ type Opening struct {
 
 // Status is what the daemon does and has.
 type Status struct {
-	PID     int           `json:"pid"`
-	Cache   string        `json:"cache"`
-	Socket  string        `json:"socket"` // by which it was asked
-	Started time.Time     `json:"started"`
-	Opening []Opening     `json:"opening"`
-	Images  []ImageStatus `json:"images"`
+	PID     int       `json:"pid"`
+	Cache   string    `json:"cache"`
+	Socket  string    `json:"socket"` // by which it was asked
+	Started time.Time `json:"started"`
+	// Confined is what the daemon has given up; nil: nothing.
+	Confined *confine.State `json:"confined"`
+	Opening  []Opening      `json:"opening"`
+	Images   []ImageStatus  `json:"images"`
 }
 
 // Error is an error that went over the socket. Code tells the kinds apart that a program reacts to.
@@ -167,6 +173,8 @@ func toError(err error) *Error {
 	}
 	e = &Error{Text: err.Error()}
 	switch {
+	case errors.Is(err, fs.ErrPermission):
+		e.Hint = fmt.Sprintf("the daemon, which is user %d, may not: others' files it reads only with their leave", os.Geteuid())
 	case errors.Is(err, errBusy):
 		e.Code = CodeBusy
 	case errors.Is(err, lazy.ErrBusy):

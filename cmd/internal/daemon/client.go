@@ -83,7 +83,7 @@ func (c *Client) Ensure(ctx context.Context) error {
 		return fmt.Errorf("starting the daemon: %w", err)
 	}
 	logName := filepath.Join(st.Dir(), "daemon.log")
-	log, err := os.OpenFile(logName, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	log, err := os.OpenFile(logName, os.O_CREATE|os.O_WRONLY|os.O_APPEND|syscall.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return fmt.Errorf("starting the daemon: %w", err)
 	}

@@ -13,7 +13,8 @@ import (
 func Command(cacheDir *string, version string) *cobra.Command {
 	var idle time.Duration
 	var logs logFlags
-	var metricsAddr string
+	var metricsAddr, user string
+	var confined bool
 	cmd := &cobra.Command{
 		Use:   "daemon",
 		Short: "Run the daemon of a cache folder in the foreground (other commands start it as they need it)",
@@ -26,13 +27,15 @@ func Command(cacheDir *string, version string) *cobra.Command {
 			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGINT, syscall.SIGTERM)
 			defer stop()
 			signal.Ignore(syscall.SIGHUP, syscall.SIGPIPE)
-			return Run(ctx, Config{CacheDir: *cacheDir, Idle: idle, Log: log, Metrics: metricsAddr, Version: version})
+			return Run(ctx, Config{CacheDir: *cacheDir, Idle: idle, Log: log, LogFile: logs.file, User: user, Free: !confined, Metrics: metricsAddr, Version: version})
 		},
 	}
 	cmd.Flags().DurationVar(&idle, "idle", 5*time.Minute, "end after this long with nothing to do; 0: never")
 	cmd.Flags().StringVar(&metricsAddr, "metrics-listen", "", "answer /metrics and /healthz at this address, too: :PORT on loopback, or HOST:PORT (they are always on the daemon's socket)")
+	cmd.Flags().StringVar(&user, "user", "", "as root: become this user, who gets the cache folder (default: whose it is)")
+	cmd.Flags().BoolVar(&confined, "confine", true, "give up what a daemon doesn't need: capabilities, executing programs, writing outside of the cache folder, opening ports")
 	logs.flags(cmd.Flags())
-	cmd.AddCommand(&cobra.Command{
+	cmd.AddCommand(keyringCommand(), &cobra.Command{
 		Use:   "stop",
 		Short: "End the daemon; mounts and machines go on, and start another when they need one",
 		Args:  cobra.NoArgs,

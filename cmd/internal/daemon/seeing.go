@@ -92,6 +92,13 @@ func (s *server) health(w http.ResponseWriter, r *http.Request) {
 
 // openRepo is OpenRepo with what is fetched counted.
 func (s *server) openRepo(ctx context.Context, r ref.Ref, auth *authn.AuthConfig, insecure bool) (lazy.Repo, error) {
+	if auth == nil && r.Transport == ref.Registry {
+		a, err := s.keyring.credentials(ctx, r)
+		if err != nil {
+			return nil, err
+		}
+		auth = &a
+	}
 	from, err := OpenRepo(ctx, r, RepoOptions{Auth: auth, Insecure: insecure, Transport: s.transport, Stalls: s.stalls})
 	if err != nil {
 		return nil, err

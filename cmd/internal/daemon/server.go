@@ -14,6 +14,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/pexfs/pex/cmd/internal/confine"
 	"github.com/pexfs/pex/cmd/internal/metrics"
 	"github.com/pexfs/pex/lazy"
 	"github.com/pexfs/pex/lazy/blob"
@@ -27,6 +28,9 @@ type Config struct {
 	CacheDir string
 	Idle     time.Duration // ends by itself after this long with nothing to do; 0: never
 	Log      *slog.Logger
+	LogFile  string // that Log writes to, which it may replace; "": none
+	User     string // who a daemon of root's becomes: see becoming
+	Free     bool   // it keeps all that its user may do
 	Metrics  string // TCP address where metrics are served beside the socket; "": nowhere else
 	Version  string // of this program, for metrics
 }
@@ -41,7 +45,9 @@ type server struct {
 	work      sync.WaitGroup    // requests, fillers, and what these start
 	transport http.RoundTripper // shared by all registries: one pool of connections
 	stalls    *blob.Stalls
+	keyring   *keyring
 	metrics   *metrics.Metrics
+	confined  *confine.State
 	openings  atomic.Int64 // begun
 	found     findings
 	keeping   store.Locks[string] // of profiles, by id
@@ -61,11 +67,12 @@ const gcPercent = 40
 // Run serves until ctx ends, a client stops it, or it has been idle for long enough. The error wraps store.ErrLocked where the
 // folder has a daemon already.
 func Run(ctx context.Context, c Config) error {
-	st, err := store.Open(c.CacheDir)
+	u, err := becoming(c)
 	if err != nil {
 		return err
 	}
-	if err := st.Lock(); err != nil {
+	st, err := take(c.CacheDir, u)
+	if err != nil {
 		return err
 	}
 	defer st.Close()
@@ -88,13 +95,18 @@ func Run(ctx context.Context, c Config) error {
 	if err != nil {
 		return errors.Join(err, l.Close())
 	}
+	keys, held, err := c.confine(st.Dir(), sock, u)
+	if err != nil {
+		return errors.Join(err, l.Close())
+	}
+	defer keys.close()
 	if os.Getenv("GOGC") == "" { // an opening makes much garbage for a moment: it is cheaper to collect than to have
 		defer debug.SetGCPercent(debug.SetGCPercent(gcPercent))
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	s := &server{
-		cache: lazy.NewCache(st, lazy.Options{Log: c.Log}), st: st, log: c.Log, started: time.Now(), stalls: tellStalls(c.Log), ctx: ctx, stop: cancel,
+		cache: lazy.NewCache(st, lazy.Options{Log: c.Log}), st: st, log: c.Log, started: time.Now(), stalls: tellStalls(c.Log), keyring: keys, confined: held, ctx: ctx, stop: cancel,
 		leases: make(map[store.Key]map[*lease]bool), removing: make(map[store.Key]bool), opening: make(map[*Opening]bool), idle: time.Now(),
 	}
 	s.measure(registry.NewTransport(), c.Version)

@@ -66,7 +66,7 @@ func (s *server) status(w http.ResponseWriter, r *http.Request) {
 		fail(w, err)
 		return
 	}
-	st := Status{PID: os.Getpid(), Cache: s.st.Dir(), Started: s.started, Opening: []Opening{}, Images: []ImageStatus{}}
+	st := Status{PID: os.Getpid(), Cache: s.st.Dir(), Started: s.started, Confined: s.confined, Opening: []Opening{}, Images: []ImageStatus{}}
 	s.mu.Lock()
 	for o := range s.opening {
 		st.Opening = append(st.Opening, *o)

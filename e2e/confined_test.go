@@ -1,0 +1,155 @@
+package e2e
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// daemonStatus is what the lab's daemon says of itself, and the kernel of it.
+func (l *lab) daemonStatus() (st struct {
+	PID      int
+	Confined *struct {
+		NoNewPrivileges bool
+		Landlock        int
+		Writes          []string
+		Capabilities    []string
+	}
+}, kernel map[string]string) {
+	l.t.Helper()
+	decode(l.t, l.do("pexfs", "status", "--json"), &st)
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", st.PID))
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	kernel = make(map[string]string)
+	for line := range strings.Lines(string(b)) {
+		k, v, _ := strings.Cut(strings.TrimSpace(line), ":\t")
+		kernel[k] = v
+	}
+	return st, kernel
+}
+
+// TestConfined looks at what the kernel says of daemons that are at work.
+func TestConfined(t *testing.T) {
+	const readAll = "0000000000000004" // CAP_DAC_READ_SEARCH
+	l := newLab(t)
+	// somebody's folder that nobody else may enter
+	home := filepath.Join(t.TempDir(), "home")
+	image := filepath.Join(home, "image")
+	if err := writeImage(image, formStargz, packing{}, tars(fixture())); err != nil {
+		t.Fatal(err)
+	}
+	if err := filepath.Walk(home, func(name string, _ os.FileInfo, err error) error {
+		if err == nil {
+			err = os.Chown(name, 12345, 12345)
+		}
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(home, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	dir := l.mount("oci:" + image)
+	if b, err := os.ReadFile(filepath.Join(dir, "etc/motd")); err != nil || string(b) != "hello\n" {
+		t.Errorf("%q, %v", b, err)
+	}
+	l.seal(dir)
+	st, kernel := l.daemonStatus()
+	for k, want := range map[string]string{"NoNewPrivs": "1", "CapEff": readAll, "CapPrm": readAll, "CapInh": "0000000000000000", "CapBnd": "0000000000000000"} {
+		if kernel[k] != want {
+			t.Errorf("%s is %s, want %s", k, kernel[k], want)
+		}
+	}
+	if c := st.Confined; c == nil || !c.NoNewPrivileges || c.Landlock > 0 && (len(c.Writes) != 1 || c.Writes[0] != l.cache) {
+		t.Errorf("%+v", c)
+	}
+}
+
+// TestBecoming has root's daemon become another user.
+func TestBecoming(t *testing.T) {
+	for name, args := range map[string][]string{"by name": {"--user", "nobody"}, "whose the folder is": nil} {
+		t.Run(name, func(t *testing.T) {
+			l := newLab(t)
+			top, err := os.MkdirTemp("/tmp", "pex-becoming") // where all may enter
+			if err == nil {
+				t.Cleanup(func() { os.RemoveAll(top) })
+				err = os.Chmod(top, 0o755)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			l.cache = filepath.Join(top, "cache")
+			if args == nil {
+				if err := os.Mkdir(l.cache, 0o700); err != nil {
+					t.Fatal(err)
+				}
+				if err := os.Chown(l.cache, 65534, 65534); err != nil {
+					t.Fatal(err)
+				}
+			}
+			f := l.foreground(args...)
+			f.logged("daemon serves")
+			mine, theirs := filepath.Join(t.TempDir(), "image"), filepath.Join(top, "image")
+			for _, dir := range []string{mine, theirs} {
+				if err := writeImage(dir, formStargz, packing{}, tars(fixture())); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if out, err := exec.Command("chmod", "-R", "a+rX", theirs).CombinedOutput(); err != nil {
+				t.Fatalf("%s", out)
+			}
+			l.fails(1, []string{mine, "permission denied"}, "pexfs", "mount", "oci:"+mine, t.TempDir())
+			dir := l.mount("oci:" + theirs)
+			if b, err := os.ReadFile(filepath.Join(dir, "etc/motd")); err != nil || string(b) != "hello\n" {
+				t.Errorf("%q, %v", b, err)
+			}
+			l.seal(dir)
+			if _, kernel := l.daemonStatus(); kernel["Uid"] != "65534\t65534\t65534\t65534" || kernel["CapEff"] != "0000000000000000" {
+				t.Errorf("user %s, capabilities %s", kernel["Uid"], kernel["CapEff"])
+			}
+		})
+	}
+}
+
+// TestKeyring has a program know the credentials, and a daemon that can't run any ask for them: nobody hands them over after a restart.
+func TestKeyring(t *testing.T) {
+	l := newLab(t)
+	l.serve()
+	home := t.TempDir()
+	asked := filepath.Join(home, "asked")
+	if err := os.Mkdir(filepath.Join(home, "bin"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	helper := "#!/bin/sh\nread -r host\necho \"$1 $host\" >>" + asked + "\necho '{\"ServerURL\":\"'$host'\",\"Username\":\"user\",\"Secret\":\"word\"}'\n"
+	config, err := json.Marshal(map[string]any{"credHelpers": map[string]string{l.addr: "test"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, b := range map[string]string{"bin/docker-credential-test": helper, "config.json": string(config)} {
+		if err := os.WriteFile(filepath.Join(home, name), []byte(b), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Setenv("PATH", filepath.Join(home, "bin")+":"+os.Getenv("PATH"))
+	t.Setenv("DOCKER_CONFIG", home)
+	dir := l.mount("--no-fill", "--no-profile", l.addr+"/demo-estargz")
+	if _, err := os.ReadFile(dir + "/usr/bin/bash"); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(asked); err != nil {
+		t.Fatal(err)
+	}
+	l.do("pexfs", "daemon", "stop")
+	if _, err := os.ReadFile(dir + "/usr/bin/perl"); err != nil {
+		t.Error(err)
+	}
+	if b, err := os.ReadFile(asked); err != nil || !strings.Contains(string(b), "get "+l.addr) {
+		t.Errorf("the program was asked %q: %v", b, err)
+	}
+}
