@@ -33,6 +33,7 @@ type lab struct {
 	t        *testing.T
 	build    string
 	cache    string
+	env      []string // of its programs, beside the test's
 	registry *exec.Cmd
 	addr     string
 }
@@ -58,7 +59,7 @@ func (l *lab) in(t *testing.T) *lab {
 
 func (l *lab) command(name string, args ...string) *exec.Cmd {
 	cmd := exec.Command(filepath.Join(l.build, "bin", name), args...)
-	cmd.Env = append(os.Environ(), "PEX_CACHE_DIR="+l.cache, "PEX_KERNEL="+filepath.Join(l.build, "cache/kernels/default"))
+	cmd.Env = append(append(os.Environ(), l.env...), "PEX_CACHE_DIR="+l.cache, "PEX_KERNEL="+filepath.Join(l.build, "cache/kernels/default"))
 	return cmd
 }
 
