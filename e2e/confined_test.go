@@ -2,11 +2,14 @@ package e2e
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
+	"syscall"
 	"testing"
 )
 
@@ -151,5 +154,43 @@ func TestKeyring(t *testing.T) {
 	}
 	if b, err := os.ReadFile(asked); err != nil || !strings.Contains(string(b), "get "+l.addr) {
 		t.Errorf("the program was asked %q: %v", b, err)
+	}
+}
+
+// TestOthers has another user look at mounts: only at those to which others were let in.
+func TestOthers(t *testing.T) {
+	l := newLab(t)
+	image := fixtureImage(t, formStargz)
+	for name, c := range map[string]struct {
+		args []string
+		want error
+	}{
+		"by default": {nil, syscall.EACCES}, "when asked": {[]string{"--allow-other", "--via", "fuse"}, nil}, "by the kernel": {[]string{"--allow-other", "--via", "erofs"}, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir, err := os.MkdirTemp("/tmp", "pex-others") // where all may enter
+			if err == nil {
+				t.Cleanup(func() { os.Remove(dir) })
+				err = os.Chmod(dir, 0o755)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			l.do("pexfs", append(append([]string{"mount"}, c.args...), image, dir)...)
+			defer l.umount(dir)
+			done := make(chan error)
+			go func() {
+				runtime.LockOSThread() // and never unlocked: the thread, another user's from here on, ends
+				if _, _, errno := syscall.RawSyscall(syscall.SYS_SETRESUID, 65534, 65534, 65534); errno != 0 {
+					done <- errno
+					return
+				}
+				_, err := os.ReadDir(dir)
+				done <- err
+			}()
+			if err := <-done; !errors.Is(err, c.want) {
+				t.Errorf("another user gets %v", err)
+			}
+		})
 	}
 }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -122,7 +121,10 @@ func statusCommand(cacheDir *string) *cobra.Command {
 }
 
 func printImage(im daemon.ImageStatus) {
-	fmt.Printf("\n%s\n", strings.Join(names(im), "\n"))
+	fmt.Println()
+	for _, n := range names(im) {
+		fmt.Println(cli.OneLine(n))
+	}
 	fmt.Printf("  key       %s\n", im.Key)
 	state := string(im.State)
 	if im.Filling {
@@ -133,7 +135,7 @@ func printImage(im daemon.ImageStatus) {
 		fmt.Printf("  root      %s\n", im.Root)
 	}
 	if im.Error != "" {
-		fmt.Printf("  error     %s\n", im.Error)
+		fmt.Printf("  error     %s\n", cli.OneLine(im.Error))
 	}
 	for _, l := range im.Layers {
 		how := "streamed whole"
@@ -146,7 +148,7 @@ func printImage(im daemon.ImageStatus) {
 		fmt.Printf("  layer     %.19s %s, %s\n", l.Digest, cli.Bytes(l.Size), how)
 	}
 	for _, u := range im.Users {
-		fmt.Printf("  used by   %s\n", u)
+		fmt.Printf("  used by   %s\n", cli.OneLine(u))
 	}
 }
 

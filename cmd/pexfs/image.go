@@ -70,7 +70,7 @@ was made with --uid-shift or --pack is checked with the same options.`,
 			} else {
 				fmt.Printf("%s: %d inodes, %s, root %s\n", c.File, c.Inodes, cli.Bytes(c.Size), c.Root)
 				for _, p := range c.Problems[min(1, len(c.Problems)):] {
-					fmt.Println(" ", p)
+					fmt.Println(" ", cli.OneLine(p))
 				}
 			}
 			switch n := len(c.Problems); n {
