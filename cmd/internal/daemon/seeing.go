@@ -142,7 +142,7 @@ func (s *server) await(ctx context.Context, im *lazy.Image, req NeedRequest) err
 	start, size := im.Content(req.Off)
 	w := s.metrics.Wait(string(im.Info().Key), start, size, req.N)
 	err := im.Need(ctx, req.Off, req.N)
-	if err != nil && ctx.Err() != nil {
+	if err != nil && ctx.Err() == context.Canceled {
 		w.Done(context.Canceled)
 	} else {
 		w.Done(err)
