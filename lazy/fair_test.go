@@ -80,14 +80,17 @@ func TestFairImages(t *testing.T) {
 		})
 		synctest.Wait()
 		served := 0
-		for waits := true; waits; {
+		waits := func() bool {
 			select {
 			case <-begun:
-				waits = false
-			case step <- struct{}{}:
-				served++
-				synctest.Wait()
+				return false
+			default:
+				return true
 			}
+		}
+		for ; waits(); served++ {
+			step <- struct{}{}
+			synctest.Wait()
 		}
 		if served > 2 {
 			t.Errorf("the lone reader waited for %d of the other image's", served)

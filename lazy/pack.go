@@ -42,6 +42,11 @@ func (c *Cache) pack(info store.Info) error {
 			return errors.Join(err, w.Discard())
 		}
 	}
+	unlock, err := c.keys.Lock(context.Background(), info.Key) // else it comes into the midst of a removal
+	if err != nil {
+		return errors.Join(err, w.Discard())
+	}
+	defer unlock()
 	return w.Keep(info.Key)
 }
 
