@@ -4,9 +4,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -80,8 +78,8 @@ func TestVia(t *testing.T) {
 	}
 }
 
-// TestViaErofsWaits reads an unfinished image through the kernel's EROFS while its daemon is killed, and then without the process that
-// shows it: reads of what is missing wait in the first case and fail in the second, and never give zeros.
+// TestViaErofsWaits reads an unfinished image through the kernel's EROFS while its daemon is killed, and then with nobody left
+// who shows it: reads of what is missing wait in the first case and fail in the second, and never give zeros.
 func TestViaErofsWaits(t *testing.T) {
 	layout, tree := "oci:"+filepath.Join(buildDir(t), "image/demo-estargz"), filepath.Join(buildDir(t), "image/tree")
 	l := newLab(t)
@@ -100,10 +98,8 @@ func TestViaErofsWaits(t *testing.T) {
 		t.Errorf("another user reads %q: %v", out, err)
 	}
 
-	view := viewOf(t, l.cache)
-	if err := syscall.Kill(view, syscall.SIGKILL); err != nil {
-		t.Fatal(err)
-	}
+	kill(t, only(t, l.cache, "hold"))
+	kill(t, viewOf(t, l.cache))
 	read := 0
 	err = filepath.WalkDir(filepath.Join(dir, "usr/bin"), func(path string, d os.DirEntry, err error) error {
 		if err != nil || !d.Type().IsRegular() {
@@ -125,31 +121,6 @@ func TestViaErofsWaits(t *testing.T) {
 	if entries, err := filepath.Glob(filepath.Join(tree, "usr/bin/*")); err != nil || read >= len(entries)/2 {
 		t.Errorf("%d files can be read that nobody fetched: %v", read, err)
 	}
-}
-
-// viewOf gives the only view of a cache.
-func viewOf(t *testing.T, cache string) (pid int) {
-	t.Helper()
-	procs, err := filepath.Glob("/proc/[0-9]*/cmdline")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, p := range procs {
-		b, err := os.ReadFile(p)
-		if err != nil || !strings.Contains(string(b), "\x00view\x00") || !strings.Contains(string(b), cache) {
-			continue
-		}
-		if pid != 0 {
-			t.Fatal("the cache has several views")
-		}
-		if pid, err = strconv.Atoi(filepath.Base(filepath.Dir(p))); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if pid == 0 {
-		t.Fatal("the cache has no view")
-	}
-	return pid
 }
 
 // TestViaRefused checks what --via doesn't take.

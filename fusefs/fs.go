@@ -6,6 +6,9 @@
 // of the kernel's to keep: FORGET is empty, and nothing is opened or released by a request. So what was read once is read again
 // without one. Everything that would write is EROFS.
 //
+// So a process that dies can be replaced: whoever holds its mount's Device keeps the mount, and Resume serves it on. What the kernel was
+// told, it would be told again.
+//
 // ServeFile shows an image in another way: as one file, for the kernel to mount as EROFS.
 //
 // No lock is held anywhere. A read waits in Data for missing contents and ends with EINTR when its request is interrupted.

@@ -5,19 +5,25 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"log/slog"
 	"os"
 	"os/exec"
+	"path/filepath"
+	"runtime/debug"
 	"strings"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 )
 
-// MountOptions of a mount.
+// MountOptions of a mount. A server that takes over is given those of the first one.
 type MountOptions struct {
 	Source     string // what /proc/mounts shows as its source
 	AllowOther bool   // users other than the one who mounts may enter; the kernel then checks permissions
 	Debug      bool   // log every request
+
+	// Keep, if it isn't nil, is given the new mount's device before anything is served. An error ends the mount.
+	Keep func(*Device) error
 }
 
 // ErrNoFUSE is wrapped where the machine has no /dev/fuse, or this user may not use it.
@@ -40,64 +46,93 @@ func ServerOptions() *fuse.MountOptions {
 	}
 }
 
+// options are those of the protocol for a mount. They decide what the kernel is told in the beginning, which holds for every
+// later server of the mount.
+func (o MountOptions) options(l *slog.Logger) *fuse.MountOptions {
+	m := ServerOptions()
+	m.Debug, m.EnableAcl = o.Debug, os.Geteuid() == 0 || o.AllowOther
+	if o.Debug {
+		m.Logger = log.New(os.Stderr, "", log.Lmicroseconds)
+	}
+	m.PanicHandler = panicked(l)
+	return m
+}
+
+// panicked makes a request whose handler panics fail alone, and say so.
+func panicked(l *slog.Logger) func(any) fuse.Status {
+	return func(v any) fuse.Status {
+		l.Error("a request panicked", "panic", v, "stack", string(debug.Stack()))
+		return fuse.EIO
+	}
+}
+
 // Server is a mount being served.
 type Server struct {
 	s   *fuse.Server
-	dir string
+	d   *Device
+	dir string // "": of a mount that is nowhere
 }
 
 // Mount mounts f on dir, read-only, nosuid and nodev: by mount(2) as root, else by fusermount3. Where the kernel checks permissions,
 // it heeds access lists, and keeps them. It returns when the mount can be used.
-func Mount(f *FS, dir string, o MountOptions) (*Server, error) { return mountAny(f, dir, o) }
+func Mount(f *FS, dir string, o MountOptions) (*Server, error) { return mountAny(f, dir, o, f.log) }
 
-func mountAny(f fuse.RawFileSystem, dir string, o MountOptions) (*Server, error) {
-	st, err := os.Stat(dir)
+func mountAny(f fuse.RawFileSystem, dir string, o MountOptions, l *slog.Logger) (*Server, error) {
+	d, err := mountDevice(dir, o)
 	if err != nil {
-		return nil, fmt.Errorf("mounting: %w", err)
+		return nil, err
 	}
-	if !st.IsDir() {
-		return nil, fmt.Errorf("mounting on %s: not a directory", dir)
+	if o.Keep != nil {
+		err = o.Keep(d)
 	}
-	dev, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0)
+	var s *fuse.Server
+	if err == nil {
+		s, err = serve(f, d, true, o.options(l))
+	}
 	if err != nil {
-		return nil, fmt.Errorf("mounting on %s: %w: %w", dir, ErrNoFUSE, err)
+		return nil, errors.Join(fmt.Errorf("mounting on %s: %w", dir, err), Unmount(dir), d.Close())
 	}
-	dev.Close()
-	m := ServerOptions()
-	m.FsName, m.Name, m.Debug, m.AllowOther = o.Source, "pexfs", o.Debug, o.AllowOther
-	if o.Debug {
-		m.Logger = log.New(os.Stderr, "", log.Lmicroseconds)
-	}
-	if os.Geteuid() == 0 {
-		m.DirectMountStrict = true
-		m.DirectMountFlags = unix.MS_RDONLY | unix.MS_NOSUID | unix.MS_NODEV
-		m.Options = []string{"default_permissions"}
-		m.EnableAcl = true
-	} else {
-		if _, err := exec.LookPath("fusermount3"); err != nil {
-			return nil, fmt.Errorf("mounting on %s: %w: %w", dir, ErrNoFUSE, err)
-		}
-		m.Options = []string{"ro"}
-		if o.AllowOther {
-			m.Options = append(m.Options, "default_permissions")
-			m.EnableAcl = true
-		}
-		// fusermount3 splits at commas
-		m.FsName = strings.ReplaceAll(m.FsName, ",", "_")
-	}
-	s, err := fuse.NewServer(f, dir, m)
-	if err != nil {
-		return nil, fmt.Errorf("mounting on %s: %w", dir, err)
-	}
-	go s.Serve() // ends with the mount; Wait joins it
-	if err := s.WaitMount(); err != nil {
-		return nil, errors.Join(fmt.Errorf("mounting on %s: %w", dir, err), s.Unmount())
-	}
-	return &Server{s, dir}, nil
+	neverPolled(dir)
+	return &Server{s, d, dir}, nil
 }
 
-// Wait returns when the mount has ended, whoever ended it.
-func (s *Server) Wait() { s.s.Wait() }
+// neverPolled has the kernel learn that nothing here can be polled. Go polls what package os opens, in a call during which it keeps the
+// processor: were that of a file of a mount that this very process serves, the two could wait for each other. go-fuse has a file for it.
+func neverPolled(dir string) {
+	fd, err := unix.Open(filepath.Join(dir, ".go-fuse-epoll-hack"), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return
+	}
+	defer unix.Close(fd)
+	p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+	_, _ = again(func() (int, error) { return unix.Poll(p, 0) }) // it is asked and answered, whatever the answer is
+}
+
+// Resume serves f on a mount on dir whose server has ended, in its place. What the kernel was told by that one must be true of f: it's
+// of the same image. Requests that the other one had read come again, on Linux 6.9 and later; on an earlier one they failed.
+// d is the server's from here on.
+func Resume(f *FS, dir string, d *Device, o MountOptions) (*Server, error) {
+	s, err := serve(f, d, false, o.options(f.log))
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("taking over the mount on %s: %w", dir, err), d.Close())
+	}
+	return &Server{s, d, dir}, nil
+}
+
+// errStopped says that a server has ended before its mount.
+var errStopped = errors.New("the mount is there, but is served no more")
+
+// Wait returns when the mount has ended, whoever ended it. It may be called once. An error means that it has not ended: another
+// server must take over.
+func (s *Server) Wait() error {
+	s.s.Wait()
+	ended := s.d.Ended()
+	err := s.d.Close()
+	if !ended {
+		return errors.Join(errStopped, err)
+	}
+	return err
+}
 
 // Unmount ends the mount; see the function Unmount.
 func (s *Server) Unmount() error { return Unmount(s.dir) }

@@ -113,7 +113,9 @@ func mount(t *testing.T, f *FS) string {
 		if err := s.Unmount(); err != nil {
 			t.Error(err)
 		}
-		s.Wait()
+		if err := s.Wait(); err != nil {
+			t.Error(err)
+		}
 	})
 	return dir
 }

@@ -103,7 +103,7 @@ func (a *asked) GetXAttr(c <-chan struct{}, h *fuse.InHeader, name string, dest 
 func mountAsked(t *testing.T, f *FS) (string, *asked) {
 	t.Helper()
 	dir, a := t.TempDir(), &asked{FS: f}
-	s, err := mountAny(a, dir, MountOptions{Source: "x", AllowOther: true})
+	s, err := mountAny(a, dir, MountOptions{Source: "x", AllowOther: true}, f.log)
 	if err != nil {
 		t.Fatal(err)
 	}

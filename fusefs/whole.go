@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"log"
 	"log/slog"
 	"os"
 	"syscall"
@@ -94,49 +92,74 @@ func (w *whole) OpenDir(<-chan struct{}, *fuse.OpenIn, *fuse.OpenOut) fuse.Statu
 	return fuse.ENOSYS
 }
 
-// ServeFile serves an image of size bytes as a file on a mount that is in no tree of folders, which only root may make. It gives the
-// file, open for reading, and a function that waits for the end of the service: when nobody has the file open any more, neither
-// the caller nor a file system that the kernel has mounted from it.
-func ServeFile(size int64, data Data, o Options) (file *os.File, wait func(), err error) {
+func newWhole(size int64, data Data, o Options) *whole {
 	w := &whole{RawFileSystem: fuse.NewDefaultRawFileSystem(), size: size, data: data, log: o.Log}
 	w.fd, _ = data.(FdData)
 	if w.log == nil {
 		w.log = slog.New(slog.DiscardHandler)
 	}
-	tree, s, err := serveDetached(w)
-	if err != nil {
-		return nil, nil, fmt.Errorf("serving the image as a file: %w", err)
-	}
-	fd, err := unix.Openat(tree, wholeName, unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	unix.Close(tree)
-	if err != nil {
-		s.Wait()
-		return nil, nil, fmt.Errorf("serving the image as a file: %w", err)
-	}
-	return os.NewFile(uintptr(fd), "the image served as a file"), s.Wait, nil
+	return w
 }
 
-// serveDetached makes a FUSE mount that is nowhere, and serves f on it. The mount goes away with the last descriptor of what is in it.
-func serveDetached(f fuse.RawFileSystem) (tree int, s *fuse.Server, err error) {
-	dev, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return -1, nil, fmt.Errorf("%w: %w", ErrNoFUSE, err)
-	}
-	tree, err = detached(dev)
-	if err != nil {
-		unix.Close(dev)
-		return -1, nil, err
-	}
+// wholeOptions are those of the protocol.
+func (w *whole) options() *fuse.MountOptions {
 	m := ServerOptions()
 	m.ExtraCapabilities = fuse.CAP_ASYNC_DIO
-	m.Logger = log.New(io.Discard, "", 0)
-	s, err = fuse.NewServer(f, fmt.Sprintf("/dev/fd/%d", dev), m) // the device is the server's from here on
+	m.PanicHandler = panicked(w.log)
+	return m
+}
+
+// ServeFile serves an image of size bytes as a file on a mount that is in no tree of folders, which only root may make. It gives the
+// file, open for reading. The mount ends when nobody has the file open any more, neither the caller nor a file system that the kernel has
+// mounted from it. Keep, if it isn't nil, is that of MountOptions.
+func ServeFile(size int64, data Data, o Options, keep func(*Device) error) (*os.File, *Server, error) {
+	f, s, err := newWhole(size, data, o).serve(keep)
 	if err != nil {
-		unix.Close(tree)
-		return -1, nil, err
+		return nil, nil, fmt.Errorf("serving the image as a file: %w", err)
 	}
-	go s.Serve() // ends with the mount; Wait joins it
-	return tree, s, nil
+	return f, s, nil
+}
+
+// ResumeFile serves the file in the place of a server that has ended: see Resume.
+func ResumeFile(size int64, data Data, o Options, d *Device) (*Server, error) {
+	w := newWhole(size, data, o)
+	s, err := serve(w, d, false, w.options())
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("serving the image as a file: %w", err), d.Close())
+	}
+	return &Server{s, d, ""}, nil
+}
+
+// serve makes a FUSE mount that is nowhere, and serves w on it. The mount goes away with the last descriptor of what is in it.
+func (w *whole) serve(keep func(*Device) error) (*os.File, *Server, error) {
+	fd, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, fmt.Errorf("%w: %w", ErrNoFUSE, err)
+	}
+	dev := os.NewFile(uintptr(fd), "/dev/fuse")
+	tree, err := detached(fd)
+	if err != nil {
+		dev.Close()
+		return nil, nil, err
+	}
+	defer unix.Close(tree)
+	d, err := newDevice(dev)
+	if err == nil && keep != nil {
+		err = keep(d)
+	}
+	var s *fuse.Server
+	if err == nil {
+		s, err = serve(w, d, true, w.options())
+	}
+	if err != nil {
+		dev.Close()
+		return nil, nil, err
+	}
+	image, err := unix.Openat(tree, wholeName, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil { // nothing is left of the mount once tree is closed
+		return nil, nil, err
+	}
+	return os.NewFile(uintptr(image), "the image served as a file"), &Server{s, d, ""}, nil
 }
 
 // detached makes the mount, and gives a descriptor of its root.

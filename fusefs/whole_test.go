@@ -47,7 +47,7 @@ func TestServeFile(t *testing.T) {
 	if _, err := td.f.WriteAt([]byte("it is here"), d.blocked); err != nil {
 		t.Fatal(err)
 	}
-	f, wait, err := ServeFile(im.Super().Size, d, Options{})
+	f, s, err := ServeFile(im.Super().Size, d, Options{}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -108,18 +108,22 @@ func TestServeFile(t *testing.T) {
 	if err := unix.Unmount(dir, 0); err != nil {
 		t.Fatal(err)
 	}
-	wait() // the service ends with the mount
+	if err := s.Wait(); err != nil { // the service ends with the mount
+		t.Error(err)
+	}
 }
 
 // TestServeFileUnused ends a service that nobody used.
 func TestServeFileUnused(t *testing.T) {
 	_, td, im := testFS(t)
-	f, wait, err := ServeFile(im.Super().Size, td, Options{})
+	f, s, err := ServeFile(im.Super().Size, td, Options{}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if err := f.Close(); err != nil {
 		t.Error(err)
 	}
-	wait()
+	if err := s.Wait(); err != nil {
+		t.Error(err)
+	}
 }

@@ -212,10 +212,8 @@ the whole structure was checked and if nobody but its owner, who must be root or
 				return err
 			}
 			dir := args[1]
-			if st, err := os.Stat(dir); err != nil {
-				return fmt.Errorf("mounting: %w", err)
-			} else if !st.IsDir() {
-				return fmt.Errorf("mounting on %s: not a directory", dir)
+			if err := checkDir(dir); err != nil {
+				return err
 			}
 			if kernel {
 				return mountFile(name, dir)
@@ -225,7 +223,7 @@ the whole structure was checked and if nobody but its owner, who must be root or
 			}
 			s.File, s.Source = name, name
 			if foreground {
-				return serveView(cmd.Context(), nil, s, func() {})
+				return serveHere(nil, s)
 			}
 			return startView(cmd.Context(), *cacheDir, s)
 		},

@@ -2,40 +2,19 @@ package main
 
 import (
 	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
-	"log/slog"
 	"os"
-	"os/exec"
-	"os/signal"
 	"slices"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"github.com/pexfs/pex/cmd/internal/cli"
 	"github.com/pexfs/pex/cmd/internal/daemon"
-	"github.com/pexfs/pex/cmd/internal/view"
 	"github.com/pexfs/pex/fusefs"
 )
-
-// viewSpec is what a view is told: everything it needs, so that it never asks for more.
-type viewSpec struct {
-	Opened     daemon.Opened `json:"opened"`
-	File       string        `json:"file"` // instead of Opened: an image file
-	Dir        string        `json:"dir"`
-	Source     string        `json:"source"`
-	Fill       bool          `json:"fill"`
-	AllowOther bool          `json:"allowOther"`
-	Debug      bool          `json:"debug"`
-	Via        string        `json:"via"`
-	IOTimeout  time.Duration `json:"ioTimeout"` // in ns
-	Record     *view.Record  `json:"record"`    // nil: what is read makes no profile
-}
 
 func mountCommand(cacheDir *string) *cobra.Command {
 	var o cli.OpenOptions
@@ -52,10 +31,8 @@ what is read is fetched then, and the rest in the background. REF is a name as d
 		Args: cobra.ExactArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			dir := args[1]
-			if st, err := os.Stat(dir); err != nil {
-				return fmt.Errorf("mounting: %w", err)
-			} else if !st.IsDir() {
-				return fmt.Errorf("mounting on %s: not a directory", dir)
+			if err := checkDir(dir); err != nil {
+				return err
 			}
 			if ioTimeout <= 0 {
 				return fmt.Errorf("mounting: --io-timeout %v: want more than nothing", ioTimeout)
@@ -71,7 +48,7 @@ what is read is fetched then, and the rest in the background. REF is a name as d
 			s := viewSpec{Opened: *opened, Dir: strings.TrimPrefix(cli.MountUser(dir), "mount "), Source: opened.Ref, Fill: !noFill, AllowOther: allowOther, Debug: debug, Via: via, IOTimeout: ioTimeout}
 			s.Record = p.replay(cmd.Context(), c, opened)
 			if foreground {
-				return serveView(cmd.Context(), c, s, func() {})
+				return serveHere(c, s)
 			}
 			return startView(cmd.Context(), *cacheDir, s)
 		},
@@ -92,114 +69,33 @@ what is read is fetched then, and the rest in the background. REF is a name as d
 	return cmd
 }
 
-// startView starts a view in a process of its own and waits until it serves or fails.
-func startView(ctx context.Context, cacheDir string, s viewSpec) error {
-	spec, err := json.Marshal(s)
+// checkDir makes sure that there is a folder to mount on, and not what is left of a mount that nobody serves.
+func checkDir(dir string) error {
+	st, err := os.Stat(dir)
+	if err == nil { // the kernel remembers much of a dead mount, but asks this anew
+		err = alive(dir)
+	}
 	if err != nil {
-		return err
+		return fmt.Errorf("mounting: %w", err)
 	}
-	exe, err := os.Executable()
-	if err != nil {
-		return err
+	if !st.IsDir() {
+		return fmt.Errorf("mounting on %s: not a directory", dir)
 	}
-	r, w, err := os.Pipe()
-	if err != nil {
-		return err
-	}
-	defer r.Close()
-	cmd := exec.Command(exe, "view", "--cache-dir", cacheDir)
-	cmd.Stdin = strings.NewReader(string(spec))
-	cmd.ExtraFiles = []*os.File{w}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	err = cmd.Start()
-	w.Close()
-	if err != nil {
-		return fmt.Errorf("starting the view: %w", err)
-	}
-	stop := context.AfterFunc(ctx, func() { cmd.Process.Signal(syscall.SIGTERM) })
-	defer stop()
-	b, err := io.ReadAll(r)
-	if err != nil {
-		return err
-	}
-	if string(b) == viewServes {
-		return nil
-	}
-	e := new(daemon.Error)
-	if json.Unmarshal(b, e) == nil && e.Text != "" {
-		return e
-	}
-	return fmt.Errorf("the view ended: %v", cmd.Wait())
+	return nil
 }
 
-// viewServes is what a view says when its mount can be used. Else it says a daemon.Error.
-const viewServes = "serves\n"
-
-func viewCommand(cacheDir *string) *cobra.Command {
-	return &cobra.Command{
-		Use: "view", Hidden: true, Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			ready := os.NewFile(3, "ready")
-			syscall.CloseOnExec(3)
-			var s viewSpec
-			if err := json.NewDecoder(os.Stdin).Decode(&s); err != nil {
-				return fmt.Errorf("reading the view's task: %w", err)
-			}
-			c, err := daemon.NewClient(*cacheDir)
-			if err == nil {
-				signal.Ignore(syscall.SIGHUP, syscall.SIGPIPE, syscall.SIGINT)
-				err = serveView(cmd.Context(), c, s, func() {
-					io.WriteString(ready, viewServes)
-					ready.Close()
-				})
-			}
-			if err != nil {
-				e := &daemon.Error{Text: err.Error()}
-				if errors.Is(err, fusefs.ErrNoFUSE) {
-					e.Hint = fusefs.Hint
-				}
-				json.NewEncoder(ready).Encode(e)
-			}
-			return err
-		},
-	}
-}
-
-// serveView mounts and serves until the mount ends. The end of ctx unmounts, if nobody uses the mount.
-func serveView(ctx context.Context, c *daemon.Client, s viewSpec, ready func()) error {
-	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
-	var srv shown
-	var end func() error
-	if s.File != "" {
-		i, err := openImageFile(s.File)
-		if err != nil {
-			return err
+// alive is an error that wraps ENOTCONN where dir is a mount that nobody serves.
+func alive(dir string) error {
+	var fs unix.Statfs_t
+	for {
+		err := unix.Statfs(dir, &fs)
+		if err == nil {
+			return nil
 		}
-		end = i.f.Close
-		srv, err = showFUSE(i.im, i, s, log)
-		if err != nil {
-			return errors.Join(err, end())
-		}
-	} else {
-		im, err := view.Attach(context.WithoutCancel(ctx), c, &s.Opened, view.Options{Who: "mount " + s.Dir, Fill: s.Fill, Record: s.Record, IOTimeout: s.IOTimeout})
-		if err != nil {
-			return err
-		}
-		end = im.Close
-		srv, err = show(im, s, log)
-		if err != nil {
-			return errors.Join(err, end())
+		if err != unix.EINTR {
+			return &os.PathError{Op: "statfs", Path: dir, Err: err}
 		}
 	}
-	ready()
-	stop := context.AfterFunc(ctx, func() {
-		if err := srv.Unmount(); err != nil {
-			log.Warn("unmounting", "dir", s.Dir, "err", err)
-		}
-	})
-	defer stop()
-	srv.Wait()
-	return end()
 }
 
 func umountCommand(cacheDir *string) *cobra.Command {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -9,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/pexfs/pex/cmd/internal/holder"
 	"github.com/pexfs/pex/cmd/internal/kmount"
 	"github.com/pexfs/pex/cmd/internal/view"
 	"github.com/pexfs/pex/erofs"
@@ -37,64 +39,144 @@ func checkVia(via string, debug bool) error {
 	return nil
 }
 
-// shown is an image shown on a folder. Wait returns when the mount has ended, whoever ended it.
+// shown is an image shown on a folder. Wait returns when the mount has ended, whoever ended it; its error means that it hasn't.
 type shown interface {
-	Wait()
+	Wait() error
 	Unmount() error
 }
 
+// mounter shows an image as its spec has it: on a new mount, or on that which an earlier view has left.
+type mounter struct {
+	viewSpec
+	link *holder.Link
+	left *left // nil: there is none
+	log  *slog.Logger
+}
+
+// left is what a view leaves with its holder for a successor.
+type left struct {
+	Via   string `json:"via"`             // viaFUSE; viaErofs: the kernel mounted a file that is served; viaKernel: that needs nobody
+	Init  []byte `json:"init,omitempty"`  // of the fusefs.Device, whose file comes with it
+	Mount string `json:"mount,omitempty"` // of viaKernel: the mount's name
+	dev   *fusefs.Device
+	m     *kmount.Mounted
+}
+
+// viaKernel is a mount that the kernel serves alone, from the complete image file.
+const viaKernel = "kernel"
+
+// keep leaves a mount with the holder.
+func (m *mounter) keep(l left, files ...*os.File) error {
+	b, err := json.Marshal(l)
+	if err != nil {
+		return err
+	}
+	return m.link.Keep(b, files...)
+}
+
+// takeLeft understands what an earlier view has kept; nothing is nil.
+func takeLeft(state []byte, files []*os.File) (*left, error) {
+	if len(state) == 0 {
+		return nil, nil
+	}
+	l := new(left)
+	if err := json.Unmarshal(state, l); err != nil {
+		return nil, fmt.Errorf("taking over a mount: %w", err)
+	}
+	if l.Via == viaKernel {
+		var err error
+		l.m, err = kmount.Named(l.Mount)
+		return l, err
+	}
+	if len(files) != 1 {
+		return nil, fmt.Errorf("taking over a mount: %d descriptors instead of the device's", len(files))
+	}
+	l.dev = &fusefs.Device{File: files[0], Init: l.Init}
+	return l, nil
+}
+
+// ended tells whether there is a mount, and it has ended.
+func (l *left) ended() bool { return l != nil && l.dev != nil && l.dev.Ended() }
+
 // show shows an image of the cache.
-func show(im *view.Image, s viewSpec, log *slog.Logger) (shown, error) {
-	switch s.Via {
+func (m *mounter) show(im *view.Image) (shown, error) {
+	if m.left != nil {
+		switch m.left.Via {
+		case viaErofs:
+			return m.resumeFile(im)
+		case viaKernel:
+			return &kernelMount{m.left.m, m.Dir}, nil
+		}
+		return m.showFUSE(im.Meta(), im)
+	}
+	switch m.Via {
 	case viaErofs:
-		return showErofs(im, s, log, kmount.Mount)
+		return m.showErofs(im, kmount.Mount)
 	case viaAuto:
 		// a mount by FUSE is closed to other users unless they are let in, which the kernel's can't be
-		if os.Geteuid() != 0 || !s.AllowOther || s.Debug {
+		if os.Geteuid() != 0 || !m.AllowOther || m.Debug {
 			break
 		}
-		m, err := showErofs(im, s, log, kmount.MountFile)
+		s, err := m.showErofs(im, kmount.MountFile)
 		if err == nil {
-			return m, nil
+			return s, nil
 		}
-		log.Info("mounting by FUSE", "dir", s.Dir, "why", err)
+		m.log.Info("mounting by FUSE", "dir", m.Dir, "why", err)
 	}
-	return showFUSE(im.Meta(), im, s, log)
+	return m.showFUSE(im.Meta(), im)
 }
 
 // showFUSE shows an image by this process.
-func showFUSE(meta *erofs.Image, data fusefs.Data, s viewSpec, log *slog.Logger) (shown, error) {
-	fs := fusefs.New(meta, data, fusefs.Options{Log: log})
-	return fusefs.Mount(fs, s.Dir, fusefs.MountOptions{Source: s.Source, AllowOther: s.AllowOther, Debug: s.Debug})
+func (m *mounter) showFUSE(meta *erofs.Image, data fusefs.Data) (shown, error) {
+	fs := fusefs.New(meta, data, fusefs.Options{Log: m.log})
+	o := fusefs.MountOptions{Source: m.Source, AllowOther: m.AllowOther, Debug: m.Debug}
+	if m.left != nil {
+		return fusefs.Resume(fs, m.Dir, m.left.dev, o)
+	}
+	o.Keep = func(d *fusefs.Device) error { return m.keep(left{Via: viaFUSE, Init: d.Init}, d.File) }
+	return fusefs.Mount(fs, m.Dir, o)
 }
 
 // showErofs has the kernel mount an image, after a check of its whole metadata: a complete one from the image file. Of another the
 // kernel sees a file that this process serves, and reads of what is missing wait; all else is as fast as if nothing were.
-func showErofs(im *view.Image, s viewSpec, log *slog.Logger, mount func(f *os.File, dir, source string) error) (shown, error) {
+func (m *mounter) showErofs(im *view.Image, mount func(f *os.File, dir, source string) error) (shown, error) {
 	if err := sound(im.File(), im.Check); err != nil {
 		return nil, err
 	}
 	if im.Complete() {
-		if err := mount(im.File(), s.Dir, s.Source); err != nil {
+		if err := mount(im.File(), m.Dir, m.Source); err != nil {
 			return nil, err
 		}
-		m, err := kmount.Find(s.Dir)
-		if err != nil {
-			return nil, errors.Join(err, fusefs.Unmount(s.Dir))
+		at, err := kmount.Find(m.Dir)
+		if err == nil {
+			err = m.keep(left{Via: viaKernel, Mount: at.Name()})
 		}
-		return &kernelMount{m, s.Dir, log}, nil
+		if err != nil {
+			return nil, errors.Join(err, fusefs.Unmount(m.Dir))
+		}
+		return &kernelMount{at, m.Dir}, nil
 	}
-	f, wait, err := fusefs.ServeFile(im.Size(), &wholeImage{im, im.Meta().Super().MetaOffset}, fusefs.Options{Log: log})
+	keep := func(d *fusefs.Device) error { return m.keep(left{Via: viaErofs, Init: d.Init}, d.File) }
+	f, s, err := fusefs.ServeFile(im.Size(), newWholeImage(im), fusefs.Options{Log: m.log}, keep)
 	if err != nil {
 		return nil, err
 	}
-	err = mount(f, s.Dir, s.Source)
+	err = mount(f, m.Dir, m.Source)
 	f.Close()
 	if err != nil {
-		wait() // nobody has the file open
+		// nobody has the file open
+		return nil, errors.Join(err, s.Wait())
+	}
+	return &lazyMount{s, m.Dir}, nil
+}
+
+// resumeFile serves the file again that the kernel has mounted.
+func (m *mounter) resumeFile(im *view.Image) (shown, error) {
+	s, err := fusefs.ResumeFile(im.Size(), newWholeImage(im), fusefs.Options{Log: m.log}, m.left.dev)
+	if err != nil {
 		return nil, err
 	}
-	return &lazyMount{wait, s.Dir}, nil
+	return &lazyMount{s, m.Dir}, nil
 }
 
 // sound makes sure of what the kernel takes for granted: that nobody but root can change the file, and, by check, that it's right.
@@ -114,32 +196,28 @@ func sound(f *os.File, check func() error) error {
 
 // kernelMount is a mount that needs no process; this one holds the image's lease until it ends.
 type kernelMount struct {
-	m   *kmount.Mounted
+	*kmount.Mounted
 	dir string
-	log *slog.Logger
-}
-
-func (k *kernelMount) Wait() {
-	if err := k.m.Wait(); err != nil {
-		k.log.Error("waiting for the end of the mount", "dir", k.dir, "err", err)
-	}
 }
 
 func (k *kernelMount) Unmount() error { return fusefs.Unmount(k.dir) }
 
 // lazyMount is the kernel's mount of a file that this process serves: when it has really ended, nobody has the file open.
 type lazyMount struct {
-	wait func()
-	dir  string
+	*fusefs.Server
+	dir string
 }
 
-func (l *lazyMount) Wait()          { l.wait() }
 func (l *lazyMount) Unmount() error { return fusefs.Unmount(l.dir) }
 
 // wholeImage reads metadata, which is always there, past what looks after contents: it is no part of a profile.
 type wholeImage struct {
 	*view.Image
 	meta int64
+}
+
+func newWholeImage(im *view.Image) *wholeImage {
+	return &wholeImage{im, im.Meta().Super().MetaOffset}
 }
 
 func (w *wholeImage) contents(off int64) bool { return off >= contentsOff && off < w.meta }

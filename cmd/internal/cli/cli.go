@@ -54,6 +54,8 @@ func hint(err error) string {
 		return h.Hint()
 	case errors.Is(err, fusefs.ErrNoFUSE):
 		return fusefs.Hint
+	case errors.Is(err, syscall.ENOTCONN):
+		return "nobody serves what is mounted there: `pexfs umount DIR` ends it"
 	case errors.Is(err, syscall.EBUSY):
 		return "end what uses it: `fuser -vm DIR` lists it"
 	}

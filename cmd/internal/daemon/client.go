@@ -82,8 +82,8 @@ func (c *Client) Ensure(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("starting the daemon: %w", err)
 	}
-	logName := filepath.Join(st.Dir(), "daemon.log")
-	log, err := os.OpenFile(logName, os.O_CREATE|os.O_WRONLY|os.O_APPEND|syscall.O_NOFOLLOW, 0o600)
+	logName := filepath.Join(st.Dir(), daemonLog)
+	log, err := OpenLog(st.Dir(), daemonLog)
 	if err != nil {
 		return fmt.Errorf("starting the daemon: %w", err)
 	}
@@ -109,9 +109,9 @@ func (c *Client) Ensure(ctx context.Context) error {
 			if c.pingFor(ctx, 2*time.Second) == nil {
 				return nil
 			}
-			return fmt.Errorf("starting the daemon: it ended (%v): see %s", err, logName)
+			return fmt.Errorf("starting the daemon: it ended (%v): see %s", err, log.Name())
 		case <-ctx.Done():
-			return fmt.Errorf("starting the daemon: %w: see %s", context.Cause(ctx), logName)
+			return fmt.Errorf("starting the daemon: %w: see %s", context.Cause(ctx), log.Name())
 		case <-time.After(wait):
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -11,6 +12,9 @@ import (
 
 // logMost is how many bytes a log file has, about: what is older is in a second file beside it, NAME.old, and what is older than that is gone.
 const logMost = 4 << 20
+
+// daemonLog is the name of the log of a daemon that another command started, in its cache folder.
+const daemonLog = "daemon.log"
 
 // logFile is a file that what is logged is appended to. It is the process's standard output and error, too, so that the last words of one
 // that crashes are in it. Writes may come from several goroutines.
@@ -24,6 +28,22 @@ type logFile struct {
 	size int64
 }
 
+// OpenLog opens a log of a cache folder for what a process says before it has a log of its own, or for one that hasn't got any: an old one of full
+// size is put aside.
+func OpenLog(cacheDir, name string) (*os.File, error) {
+	path := filepath.Join(cacheDir, name)
+	if st, err := os.Lstat(path); err == nil && st.Size() > logMost {
+		if err := os.Rename(path, path+".old"); err != nil {
+			return nil, fmt.Errorf("putting a log aside: %w", err)
+		}
+	}
+	return openAppend(path)
+}
+
+func openAppend(name string) (*os.File, error) {
+	return os.OpenFile(name, os.O_CREATE|os.O_WRONLY|os.O_APPEND|unix.O_NOFOLLOW, 0o600)
+}
+
 // openLog opens a log file and makes the descriptors fds it.
 func openLog(name string, most int64, fds ...int) (*logFile, error) {
 	l := &logFile{name: name, most: most, fds: fds}
@@ -34,7 +54,7 @@ func openLog(name string, most int64, fds ...int) (*logFile, error) {
 }
 
 func (l *logFile) open() error {
-	f, err := os.OpenFile(l.name, os.O_CREATE|os.O_WRONLY|os.O_APPEND|unix.O_NOFOLLOW, 0o600)
+	f, err := openAppend(l.name)
 	if err != nil {
 		return err
 	}

@@ -21,12 +21,28 @@ func Find(dir string) (*Mounted, error) {
 	if err := unix.Statx(unix.AT_FDCWD, dir, unix.AT_SYMLINK_NOFOLLOW, unix.STATX_MNT_ID, &st); err != nil {
 		return nil, fmt.Errorf("looking for the mount on %s: %w", dir, err)
 	}
+	return watch(fmt.Sprint(st.Mnt_id), fmt.Sprintf("%d:%d", st.Dev_major, st.Dev_minor))
+}
+
+func watch(id, dev string) (*Mounted, error) {
 	// os.Open would have the runtime's own poller take what the kernel tells of changes
 	fd, err := unix.Open("/proc/self/mountinfo", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return nil, fmt.Errorf("looking for the mount on %s: %w", dir, err)
+		return nil, fmt.Errorf("looking for a mount: %w", err)
 	}
-	return &Mounted{os.NewFile(uintptr(fd), "mountinfo"), fmt.Sprint(st.Mnt_id), fmt.Sprintf("%d:%d", st.Dev_major, st.Dev_minor)}, nil
+	return &Mounted{os.NewFile(uintptr(fd), "mountinfo"), id, dev}, nil
+}
+
+// Name names the mount for a process that comes later.
+func (m *Mounted) Name() string { return m.id + " " + m.dev }
+
+// Named gives the mount that has a name, so that its end can be waited for; it may have ended.
+func Named(name string) (*Mounted, error) {
+	id, dev, ok := strings.Cut(name, " ")
+	if !ok {
+		return nil, fmt.Errorf("looking for the mount %q: not a mount's name", name)
+	}
+	return watch(id, dev)
 }
 
 // is tells whether the mount is still there.

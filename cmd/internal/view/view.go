@@ -51,6 +51,10 @@ type Options struct {
 
 	// IOTimeout is how long the daemon may take for bytes that are missing; 0: a minute.
 	IOTimeout time.Duration
+
+	// Late opens the image before there is a lease, and takes that when a daemon gives it: for a reader that goes on in the place of
+	// another one, and waits for no daemon to read what is there.
+	Late bool
 }
 
 // sampled is how many blocks of a sealed image are compared with its Merkle root when it is opened.
@@ -72,15 +76,20 @@ func (e damaged) Hint() string {
 // Attach opens an image that the daemon has opened, and holds a lease on it until Close.
 func Attach(ctx context.Context, c *daemon.Client, o *daemon.Opened, opt Options) (*Image, error) {
 	im := &Image{c: c, who: opt.Who, fill: opt.Fill, wait: opt.IOTimeout, key: o.Key}
-	lease, err := c.Lease(ctx, o.Key, opt.Who, opt.Fill)
-	if err != nil {
-		return nil, fmt.Errorf("taking a lease of image %.12s: %w", o.Key, err)
+	var lease io.ReadCloser
+	if !opt.Late {
+		var err error
+		if lease, err = im.lease(ctx); err != nil {
+			return nil, fmt.Errorf("taking a lease of image %.12s: %w", o.Key, err)
+		}
 	}
 	lctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	im.cancel = cancel
 	if err := im.open(o.Dir, opt.Proven); err != nil {
 		cancel()
-		lease.Close()
+		if lease != nil {
+			lease.Close()
+		}
 		if errors.Is(err, store.ErrDamaged) {
 			err = damaged{err, o.Ref}
 		}
@@ -211,14 +220,30 @@ func (im *Image) need(ctx context.Context, off, n int64) error {
 	}
 }
 
-// keepLease holds the lease, and takes it anew from the daemon's successor when the daemon ends.
+// lease takes the lease. A daemon may have ended since it opened the image: then of the next one.
+func (im *Image) lease(ctx context.Context) (io.ReadCloser, error) {
+	lease, err := im.c.Lease(ctx, im.key, im.who, im.fill)
+	if errors.Is(err, daemon.ErrGone) && ctx.Err() == nil {
+		if err = im.c.Ensure(ctx); err == nil {
+			lease, err = im.c.Lease(ctx, im.key, im.who, im.fill)
+		}
+	}
+	return lease, err
+}
+
+// keepLease holds the lease, if it isn't nil, and takes it anew from the daemon's successor when the daemon ends.
 func (im *Image) keepLease(ctx context.Context, lease io.ReadCloser) {
+	const pause = 50 * time.Millisecond
 	for {
-		stop := context.AfterFunc(ctx, func() { lease.Close() })
-		io.Copy(io.Discard, lease)
-		stop()
-		lease.Close()
-		for wait := 50 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
+		var wait time.Duration
+		if lease != nil {
+			stop := context.AfterFunc(ctx, func() { lease.Close() })
+			io.Copy(io.Discard, lease)
+			stop()
+			lease.Close()
+			wait = pause
+		}
+		for ; ; wait = min(max(2*wait, pause), 5*time.Second) {
 			t := time.NewTimer(wait)
 			select {
 			case <-ctx.Done():

@@ -1,0 +1,268 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"runtime/debug"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"github.com/pexfs/pex/cmd/internal/daemon"
+	"github.com/pexfs/pex/cmd/internal/holder"
+	"github.com/pexfs/pex/cmd/internal/view"
+	"github.com/pexfs/pex/fusefs"
+)
+
+// viewSpec is what a view is told: everything it needs, so that it never asks for more.
+type viewSpec struct {
+	Opened     daemon.Opened `json:"opened"`
+	File       string        `json:"file"` // instead of Opened: an image file
+	Dir        string        `json:"dir"`
+	Source     string        `json:"source"`
+	Fill       bool          `json:"fill"`
+	AllowOther bool          `json:"allowOther"`
+	Debug      bool          `json:"debug"`
+	Via        string        `json:"via"`
+	IOTimeout  time.Duration `json:"ioTimeout"` // in ns
+	Record     *view.Record  `json:"record"`    // nil: what is read makes no profile
+}
+
+// maxSpec bounds a viewSpec's JSON, in bytes; most of it is the image's configuration.
+const maxSpec = 64 << 20
+
+// viewsLog is the log of holders and views, in the cache folder.
+const viewsLog = "views.log"
+
+// startView starts a holder, and by it a view, and waits until that serves or fails.
+func startView(ctx context.Context, cacheDir string, s viewSpec) error {
+	cacheDir, err := filepath.Abs(cacheDir)
+	if err != nil {
+		return err
+	}
+	task, err := taskFile(s)
+	if err != nil {
+		return fmt.Errorf("starting the view: %w", err)
+	}
+	defer task.Close()
+	exe, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	r, w, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	cmd := exec.Command(exe, "hold", "--cache-dir", cacheDir)
+	cmd.Dir = "/"
+	cmd.Stdin = task
+	see := ""
+	if log, err := daemon.OpenLog(cacheDir, viewsLog); err == nil { // an image file is mounted without a cache
+		cmd.Stderr, see = log, ": see "+log.Name()
+		defer log.Close()
+	}
+	cmd.ExtraFiles = []*os.File{w}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	err = cmd.Start()
+	w.Close()
+	if err != nil {
+		return fmt.Errorf("starting the view: %w", err)
+	}
+	stop := context.AfterFunc(ctx, func() { cmd.Process.Signal(syscall.SIGTERM) })
+	defer stop()
+	b, err := io.ReadAll(r)
+	if err != nil {
+		return err
+	}
+	if string(b) == viewServes {
+		return nil
+	}
+	err = cmd.Wait()
+	if errors.Is(alive(s.Dir), unix.ENOTCONN) { // it died with the mount half made
+		err = errors.Join(err, fusefs.Unmount(s.Dir))
+	}
+	e := new(daemon.Error)
+	if json.Unmarshal(b, e) == nil && e.Text != "" {
+		return e
+	}
+	return fmt.Errorf("the view ended: %w%s", err, see)
+}
+
+// taskFile is a file that each view of a mount can read from its beginning.
+func taskFile(s viewSpec) (*os.File, error) {
+	b, err := json.Marshal(s)
+	if err != nil {
+		return nil, err
+	}
+	fd, err := unix.MemfdCreate("view", unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, err
+	}
+	f := os.NewFile(uintptr(fd), "view")
+	if _, err := f.Write(b); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// viewServes is what a view says when its mount can be used. Else it says a daemon.Error.
+const viewServes = "serves\n"
+
+// holdReadyFD is where a holder inherits what its first view tells.
+const holdReadyFD = 3
+
+func holdCommand(cacheDir *string) *cobra.Command {
+	return &cobra.Command{
+		Use: "hold", Hidden: true, Args: cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			syscall.CloseOnExec(holdReadyFD)
+			debug.SetGCPercent(10) // it makes no garbage to speak of
+			h := &holder.Holder{
+				Task: os.Stdin, Ready: os.NewFile(holdReadyFD, "ready"), View: []string{"view", "--cache-dir", *cacheDir},
+				Log: slog.New(slog.NewTextHandler(os.Stderr, nil)).With("holder", os.Getpid()),
+			}
+			if err := h.Run(holder.Terminate()); err != nil {
+				h.Log.Error("the holder ends", "err", err)
+				return exitError{status: 1}
+			}
+			return nil
+		},
+	}
+}
+
+func viewCommand(cacheDir *string) *cobra.Command {
+	return &cobra.Command{
+		Use: "view", Hidden: true, Args: cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			terminate := holder.Terminate()
+			_ = os.WriteFile("/proc/self/comm", []byte("pexfs"), 0) // what ps calls it; it was started by another name
+			ready := os.NewFile(holder.ReadyFD, "ready")
+			syscall.CloseOnExec(holder.ReadyFD)
+			log := slog.New(slog.NewTextHandler(os.Stderr, nil)).With("view", os.Getpid())
+			err := takeView(*cacheDir, log, terminate, func() {
+				io.WriteString(ready, viewServes)
+				ready.Close()
+			})
+			if err != nil {
+				log.Error("the view ends", "err", err)
+				e := &daemon.Error{Text: err.Error()}
+				if errors.Is(err, fusefs.ErrNoFUSE) {
+					e.Hint = fusefs.Hint
+				}
+				json.NewEncoder(ready).Encode(e)
+				return exitError{status: 1}
+			}
+			return nil
+		},
+	}
+}
+
+// takeView takes its task from the holder, and serves.
+func takeView(cacheDir string, log *slog.Logger, terminate <-chan os.Signal, ready func()) error {
+	m := mounter{log: log}
+	if err := json.NewDecoder(io.NewSectionReader(os.Stdin, 0, maxSpec)).Decode(&m.viewSpec); err != nil {
+		return fmt.Errorf("reading the view's task: %w", err)
+	}
+	link, state, files, err := holder.Join()
+	if err != nil {
+		return err
+	}
+	defer link.Close()
+	m.link = link
+	if m.left, err = takeLeft(state, files); err != nil {
+		return err
+	}
+	c, err := daemon.NewClient(cacheDir)
+	if err != nil {
+		return err
+	}
+	return m.serve(c, terminate, ready)
+}
+
+// serveHere serves in this process, without a holder.
+func serveHere(c *daemon.Client, s viewSpec) error {
+	terminate := make(chan os.Signal, 1)
+	signal.Notify(terminate, syscall.SIGINT, syscall.SIGTERM)
+	defer signal.Stop(terminate)
+	m := mounter{viewSpec: s, link: new(holder.Link), log: slog.New(slog.NewTextHandler(os.Stderr, nil))}
+	return m.serve(c, terminate, func() {})
+}
+
+// serve shows the image and serves until the mount ends. A signal unmounts, if nobody uses the mount.
+func (m *mounter) serve(c *daemon.Client, terminate <-chan os.Signal, ready func()) error {
+	if m.left.ended() {
+		return nil
+	}
+	srv, end, err := m.open(c)
+	if err != nil {
+		return err
+	}
+	if err := m.link.Serves(); err != nil {
+		m.log.Warn("nobody takes over when this view dies", "dir", m.Dir, "err", err)
+	}
+	ready()
+	over := make(chan struct{})
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		for {
+			select {
+			case <-terminate:
+				if err := srv.Unmount(); err != nil {
+					m.log.Warn("unmounting", "dir", m.Dir, "err", err)
+				}
+			case <-over:
+				return
+			}
+		}
+	}()
+	go func() {
+		if m.link.AwaitEnd() {
+			m.log.Warn("the holder is gone: nobody takes over when this view dies", "dir", m.Dir)
+		}
+	}()
+	err = srv.Wait()
+	close(over)
+	<-ended
+	return errors.Join(err, end())
+}
+
+// open opens the image and shows it.
+func (m *mounter) open(c *daemon.Client) (srv shown, end func() error, err error) {
+	if m.File != "" {
+		i, err := openImageFile(m.File)
+		if err != nil {
+			return nil, nil, err
+		}
+		end = i.f.Close
+		srv, err = m.showFUSE(i.im, i)
+		if err != nil {
+			return nil, nil, errors.Join(err, end())
+		}
+		return srv, end, nil
+	}
+	o := view.Options{Who: "mount " + m.Dir, Fill: m.Fill, Record: m.Record, IOTimeout: m.IOTimeout}
+	if m.left != nil { // what it reads is no longer what comes first
+		o.Late, o.Record = true, nil
+	}
+	im, err := view.Attach(context.Background(), c, &m.Opened, o)
+	if err != nil {
+		return nil, nil, err
+	}
+	if srv, err = m.show(im); err != nil {
+		return nil, nil, errors.Join(err, im.Close())
+	}
+	return srv, im.Close, nil
+}
