@@ -155,10 +155,11 @@ func TestViewKilled(t *testing.T) {
 			})
 			for i := range 20 {
 				time.Sleep(time.Duration(rand.IntN(120)) * time.Millisecond)
-				kill(t, viewOf(t, l.cache))
-				if i == 10 {
+				view := viewOf(t, l.cache)
+				if i%7 == 3 { // both at once
 					l.killDaemon()
 				}
+				kill(t, view)
 			}
 			readers.Wait()
 			rest, err := open.Readdirnames(-1)
@@ -292,7 +293,7 @@ func TestUnmountForms(t *testing.T) {
 						if err := syscall.Kill(holder, syscall.SIGSTOP); err != nil {
 							t.Fatal(err)
 						}
-						time.AfterFunc(300*time.Millisecond, func() { syscall.Kill(holder, syscall.SIGCONT) })
+						time.AfterFunc(100*time.Millisecond, func() { syscall.Kill(holder, syscall.SIGCONT) })
 					}
 					if state != "served" {
 						kill(t, view)

@@ -126,14 +126,14 @@ const holdReadyFD = 3
 func holdCommand(cacheDir *string) *cobra.Command {
 	return &cobra.Command{
 		Use: "hold", Hidden: true, Args: cobra.NoArgs,
-		RunE: func(*cobra.Command, []string) error {
+		RunE: func(cmd *cobra.Command, _ []string) error {
 			syscall.CloseOnExec(holdReadyFD)
 			debug.SetGCPercent(10) // it makes no garbage to speak of
 			h := &holder.Holder{
 				Task: os.Stdin, Ready: os.NewFile(holdReadyFD, "ready"), View: []string{"view", "--cache-dir", *cacheDir},
 				Log: slog.New(slog.NewTextHandler(os.Stderr, nil)).With("holder", os.Getpid()),
 			}
-			if err := h.Run(holder.Terminate()); err != nil {
+			if err := h.Run(holder.Terminate(cmd.Context())); err != nil {
 				h.Log.Error("the holder ends", "err", err)
 				return exitError{status: 1}
 			}
@@ -145,8 +145,8 @@ func holdCommand(cacheDir *string) *cobra.Command {
 func viewCommand(cacheDir *string) *cobra.Command {
 	return &cobra.Command{
 		Use: "view", Hidden: true, Args: cobra.NoArgs,
-		RunE: func(*cobra.Command, []string) error {
-			terminate := holder.Terminate()
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			terminate := holder.Terminate(cmd.Context())
 			_ = os.WriteFile("/proc/self/comm", []byte("pexfs"), 0) // what ps calls it; it was started by another name
 			ready := os.NewFile(holder.ReadyFD, "ready")
 			syscall.CloseOnExec(holder.ReadyFD)

@@ -1,6 +1,7 @@
 // Package daemon is the process that fetches and fills, and its API: HTTP and JSON on a unix socket that only its user may
 // open.
 //
+//	GET    /v1/ping               Pong
 //	POST   /v1/open               OpenRequest -> lines of Message, the last one with opened or error
 //	GET    /v1/images/KEY/lease   keeps the image in the cache for as long as the answer is open; ?who=&fill=1
 //	POST   /v1/images/KEY/need    NeedRequest -> 204 when these bytes are present

@@ -10,11 +10,6 @@ import (
 	"net"
 	"net/http"
 	"net/url"
-	"os"
-	"os/exec"
-	"path/filepath"
-	"syscall"
-	"time"
 
 	"github.com/pexfs/pex/cmd/internal/metrics"
 	"github.com/pexfs/pex/lazy"
@@ -28,6 +23,7 @@ var ErrGone = errors.New("no daemon answers")
 type Client struct {
 	dir, sock string
 	http      *http.Client
+	ensures   bool // asks the next daemon, and starts it, where one ends before it has answered
 }
 
 // NewClient makes a client; it connects with each call.
@@ -59,85 +55,17 @@ func newClient(cacheDir, sock string) *Client {
 	return &Client{dir: cacheDir, sock: sock, http: &http.Client{Transport: t}}
 }
 
-// Connect makes a client and sees to it that a daemon runs: where none answers it starts this program's own `daemon`.
-func Connect(ctx context.Context, cacheDir string) (*Client, error) {
-	c, err := NewClient(cacheDir)
-	if err != nil {
-		return nil, err
-	}
-	return c, c.Ensure(ctx)
-}
-
-// Ensure starts the daemon unless one answers.
-func (c *Client) Ensure(ctx context.Context) error {
-	if err := c.ping(ctx); err == nil || errors.Is(err, errForeign) {
-		return err
-	}
-	// this also finds what is wrong with the folder, and says it to the user rather than to a log
-	st, err := store.Open(c.dir)
-	if err != nil {
-		return err
-	}
-	exe, err := os.Executable()
-	if err != nil {
-		return fmt.Errorf("starting the daemon: %w", err)
-	}
-	logName := filepath.Join(st.Dir(), daemonLog)
-	log, err := OpenLog(st.Dir(), daemonLog)
-	if err != nil {
-		return fmt.Errorf("starting the daemon: %w", err)
-	}
-	defer log.Close()
-	cmd := exec.Command(exe, "daemon", "--log-file", logName, "--cache-dir", st.Dir())
-	cmd.Dir = "/"
-	cmd.Stdout, cmd.Stderr = log, log
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if err := cmd.Start(); err != nil {
-		return fmt.Errorf("starting the daemon: %w", err)
-	}
-	ended := make(chan error, 1)
-	go func() { ended <- cmd.Wait() }()
-	ctx, cancel := context.WithTimeoutCause(ctx, 20*time.Second, errors.New("it does not answer"))
-	defer cancel()
-	for wait := 2 * time.Millisecond; ; wait = min(wait*5/4, 200*time.Millisecond) { // it takes some 20 ms
-		if c.ping(ctx) == nil {
-			return nil
-		}
-		select {
-		case err := <-ended:
-			// it may have lost a race to another one that is just starting
-			if c.pingFor(ctx, 2*time.Second) == nil {
-				return nil
-			}
-			return fmt.Errorf("starting the daemon: it ended (%v): see %s", err, log.Name())
-		case <-ctx.Done():
-			return fmt.Errorf("starting the daemon: %w: see %s", context.Cause(ctx), log.Name())
-		case <-time.After(wait):
-		}
-	}
-}
-
-func (c *Client) pingFor(ctx context.Context, d time.Duration) error {
-	end := time.Now().Add(d)
-	for {
-		err := c.ping(ctx)
-		if err == nil || time.Now().After(end) {
-			return err
-		}
-		time.Sleep(20 * time.Millisecond)
-	}
-}
-
-func (c *Client) ping(ctx context.Context) error {
-	resp, err := c.do(ctx, http.MethodGet, "/v1/ping", nil)
-	if err != nil {
-		return err
-	}
-	return resp.Body.Close()
-}
-
 // do sends a request and turns an answer that is not a success into its error.
-func (c *Client) do(ctx context.Context, method, path string, body any) (*http.Response, error) {
+func (c *Client) do(ctx context.Context, method, path string, body any) (resp *http.Response, err error) {
+	err = c.persist(ctx, func() (err error) {
+		resp, err = c.ask(ctx, method, path, body)
+		return err
+	})
+	return resp, err
+}
+
+// ask is do with the daemon that there is.
+func (c *Client) ask(ctx context.Context, method, path string, body any) (*http.Response, error) {
 	var r io.Reader
 	if body != nil {
 		b, err := json.Marshal(body)
@@ -173,9 +101,16 @@ func (c *Client) do(ctx context.Context, method, path string, body any) (*http.R
 	return nil, e
 }
 
-// stream reads lines of Message until f says stop or an error comes.
+// stream reads lines of Message until f says stop or an error comes. Where the daemon ends meanwhile, those of the next one follow.
 func (c *Client) stream(ctx context.Context, method, path string, body any, f func(Message) (stop bool)) error {
-	resp, err := c.do(ctx, method, path, body)
+	return c.persist(ctx, func() error { return c.lines(ctx, method, path, body, f) })
+}
+
+// lines is stream with the daemon that there is.
+func (c *Client) lines(ctx context.Context, method, path string, body any, f func(Message) (stop bool)) error {
+	ctx, stop := c.attend(ctx)
+	defer stop()
+	resp, err := c.ask(ctx, method, path, body)
 	if err != nil {
 		return err
 	}
@@ -279,6 +214,8 @@ func (c *Client) Why(ctx context.Context, k store.Key) (*metrics.Why, error) {
 
 // Remove takes an image out of the cache.
 func (c *Client) Remove(ctx context.Context, k store.Key) error {
+	ctx, stop := c.attend(ctx)
+	defer stop()
 	resp, err := c.do(ctx, http.MethodDelete, imagePath(k, ""), nil)
 	if err != nil {
 		return err
@@ -288,6 +225,8 @@ func (c *Client) Remove(ctx context.Context, k store.Key) error {
 
 // Status asks what the daemon does and has.
 func (c *Client) Status(ctx context.Context) (*Status, error) {
+	ctx, stop := c.attend(ctx)
+	defer stop()
 	resp, err := c.do(ctx, http.MethodGet, "/v1/status", nil)
 	if err != nil {
 		return nil, err
@@ -297,28 +236,4 @@ func (c *Client) Status(ctx context.Context) (*Status, error) {
 	err = json.NewDecoder(resp.Body).Decode(s)
 	s.Socket = c.sock
 	return s, err
-}
-
-// Stop ends the daemon and waits until it has let go of the folder.
-func (c *Client) Stop(ctx context.Context) error {
-	st, err := store.Open(c.dir)
-	if err != nil {
-		return err
-	}
-	resp, err := c.do(ctx, http.MethodPost, "/v1/stop", nil)
-	if err != nil {
-		return err
-	}
-	resp.Body.Close()
-	for {
-		held, err := st.Locked()
-		if err != nil || !held {
-			return err
-		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(20 * time.Millisecond):
-		}
-	}
 }

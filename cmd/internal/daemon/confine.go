@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -40,18 +41,18 @@ func becoming(c Config) (*confine.User, error) {
 
 // take opens and locks the cache folder for a daemon that becomes u, if u isn't nil: as u what is u's already, else as root, and then it is
 // given to u.
-func take(dir string, u *confine.User) (st *store.Store, err error) {
+func (c Config) take(ctx context.Context, u *confine.User) (st *store.Store, err error) {
 	open := func() error {
-		if st, err = store.Open(dir); err != nil {
+		if st, err = store.Open(c.CacheDir); err != nil {
 			return err
 		}
-		return st.Lock()
+		return c.lock(ctx, st)
 	}
 	if u == nil {
 		err = open()
 		return st, err
 	}
-	of, err := confine.Owner(dir)
+	of, err := confine.Owner(c.CacheDir)
 	switch {
 	case err == nil && of.UID == u.UID:
 		err = u.Do(open)

@@ -123,6 +123,19 @@ func (c *client) Flush() {
 	c.hangUp()
 }
 
+// aborted tells whether a handler breaks its answer off.
+func aborted(handle func()) (yes bool) {
+	defer func() {
+		if v := recover(); v == http.ErrAbortHandler {
+			yes = true
+		} else if v != nil {
+			panic(v)
+		}
+	}()
+	handle()
+	return false
+}
+
 // serve sends a request and judges its answer.
 func serve(t *testing.T, s *server, h http.Handler, o *Opened, want []byte, line string) {
 	method, rest, _ := strings.Cut(line, " ")
@@ -138,7 +151,12 @@ func serve(t *testing.T, s *server, h http.Handler, o *Opened, want []byte, line
 	if endless {
 		w.hangUp = cancel
 	}
-	h.ServeHTTP(w, r)
+	if aborted(func() { h.ServeHTTP(w, r) }) {
+		if s.ctx.Err() == nil {
+			t.Errorf("%q: no answer", line)
+		}
+		return
+	}
 	got := w.Body.Bytes()
 	if w.Header().Get("Content-Type") == "application/json" && w.Code >= 400 {
 		var e Error

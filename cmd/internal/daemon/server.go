@@ -14,6 +14,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	systemd "github.com/coreos/go-systemd/v22/daemon"
+
 	"github.com/pexfs/pex/cmd/internal/confine"
 	"github.com/pexfs/pex/cmd/internal/metrics"
 	"github.com/pexfs/pex/lazy"
@@ -28,11 +30,13 @@ type Config struct {
 	CacheDir string
 	Idle     time.Duration // ends by itself after this long with nothing to do; 0: never
 	Log      *slog.Logger
-	LogFile  string // that Log writes to, which it may replace; "": none
-	User     string // who a daemon of root's becomes: see becoming
-	Free     bool   // it keeps all that its user may do
-	Metrics  string // TCP address where metrics are served beside the socket; "": nowhere else
-	Version  string // of this program, for metrics
+	LogFile  string         // that Log writes to, which it may replace; "": none
+	User     string         // who a daemon of root's becomes: see becoming
+	Free     bool           // it keeps all that its user may do
+	Metrics  string         // TCP address where metrics are served beside the socket; "": nowhere else
+	Version  string         // of this program
+	Replace  bool           // end the daemon that the folder has, and take its place
+	Sockets  []net.Listener // inherited from systemd; the folder's own socket is made if it isn't among them
 }
 
 type server struct {
@@ -40,6 +44,8 @@ type server struct {
 	st        *store.Store
 	log       *slog.Logger
 	started   time.Time
+	version   string
+	activated bool            // by systemd, who starts the next one
 	ctx       context.Context // of the daemon's life: fillers run on it
 	stop      context.CancelFunc
 	work      sync.WaitGroup    // requests, fillers, and what these start
@@ -71,7 +77,7 @@ func Run(ctx context.Context, c Config) error {
 	if err != nil {
 		return err
 	}
-	st, err := take(c.CacheDir, u)
+	st, err := c.take(ctx, u)
 	if err != nil {
 		return err
 	}
@@ -80,16 +86,9 @@ func Run(ctx context.Context, c Config) error {
 	if err != nil {
 		return err
 	}
-	// the lock is ours, so whoever made this socket is gone
-	if err := os.Remove(sock); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
-	}
-	l, err := net.Listen("unix", sock)
+	l, err := listen(sock, c.Sockets, c.Log)
 	if err != nil {
-		return fmt.Errorf("listening: %w", err)
-	}
-	if err := os.Chmod(sock, 0o600); err != nil {
-		return errors.Join(err, l.Close())
+		return err
 	}
 	ml, err := listenMetrics(ctx, c.Metrics)
 	if err != nil {
@@ -106,22 +105,24 @@ func Run(ctx context.Context, c Config) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	s := &server{
-		cache: lazy.NewCache(st, lazy.Options{Log: c.Log}), st: st, log: c.Log, started: time.Now(), stalls: tellStalls(c.Log), keyring: keys, confined: held, ctx: ctx, stop: cancel,
+		cache: lazy.NewCache(st, lazy.Options{Log: c.Log}), st: st, log: c.Log, started: time.Now(), version: c.Version, activated: len(c.Sockets) > 0, stalls: tellStalls(c.Log), keyring: keys, confined: held, ctx: ctx, stop: cancel,
 		leases: make(map[store.Key]map[*lease]bool), removing: make(map[store.Key]bool), opening: make(map[*Opening]bool), idle: time.Now(),
 	}
 	s.measure(registry.NewTransport(), c.Version)
-	l = &peers{l, os.Geteuid(), c.Log, s.metrics.Refused}
 	s.serveMetrics(ml)
 	hs := &http.Server{Handler: s.routes(), BaseContext: func(net.Listener) context.Context { return ctx }, ErrorLog: slog.NewLogLogger(c.Log.Handler(), slog.LevelDebug)}
 	s.work.Go(func() {
 		<-ctx.Done()
 		hs.Close() // ends leases and waits: their owners ask again
 	})
+	s.work.Go(func() { l.look(ctx, s.stop) })
 	if c.Idle > 0 {
 		s.work.Go(func() { s.endIdle(c.Idle) })
 	}
-	c.Log.Info("daemon serves", "cache", st.Dir(), "pid", os.Getpid())
-	err = hs.Serve(l)
+	c.Log.Info("daemon serves", "cache", st.Dir(), "pid", os.Getpid(), "version", c.Version)
+	tell(c.Log, systemd.SdNotifyReady)
+	err = hs.Serve(&peers{l, os.Geteuid(), c.Log, s.metrics.Refused})
+	tell(c.Log, systemd.SdNotifyStopping)
 	cancel()
 	s.end()
 	if errors.Is(err, http.ErrServerClosed) {
@@ -178,7 +179,7 @@ func (s *server) end() {
 
 func (s *server) routes() http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /v1/ping", func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(http.StatusNoContent) })
+	mux.HandleFunc("GET /v1/ping", s.ping)
 	mux.HandleFunc("POST /v1/open", s.open)
 	mux.HandleFunc("GET /v1/images/{key}/lease", s.lease)
 	mux.HandleFunc("POST /v1/images/{key}/need", s.need)
@@ -207,7 +208,7 @@ func (s *server) routes() http.Handler {
 		}
 		defer leave()
 		r.Body = http.MaxBytesReader(w, r.Body, profile.MaxSize)
-		mux.ServeHTTP(w, r)
+		s.unlessEnding(mux, w, r)
 	})
 }
 

@@ -22,15 +22,23 @@ func DefaultCacheDir() (string, error) {
 	return filepath.Join(d, "pex"), nil
 }
 
+// systemCache is the cache folder of a daemon for all of a machine, which root has systemd start, and systemSocket its socket.
+const (
+	systemCache  = "/var/cache/pex"
+	systemSocket = "/run/pex/pexfs.sock"
+)
+
 // socketPath is where the daemon of a cache folder listens: in a folder that only this user can enter. Its name is a short
-// hash, for a socket's path has 107 bytes at most.
+// hash, for a socket's path has 107 bytes at most. The sockets of a user's own default folder and of the system's have a name that a
+// unit of systemd can say.
 func socketPath(cacheDir string) (string, error) {
 	abs, err := filepath.Abs(cacheDir)
 	if err != nil {
 		return "", err
 	}
-	if real, err := filepath.EvalSymlinks(abs); err == nil {
-		abs = real
+	abs = followed(abs)
+	if os.Getuid() == 0 && abs == systemCache {
+		return systemSocket, os.MkdirAll(filepath.Dir(systemSocket), 0o700)
 	}
 	base := os.Getenv("XDG_RUNTIME_DIR")
 	if base == "" {
@@ -48,6 +56,17 @@ func socketPath(cacheDir string) (string, error) {
 	if sys, ok := st.Sys().(*syscall.Stat_t); !st.IsDir() || !ok || int(sys.Uid) != os.Getuid() || st.Mode().Perm()&0o077 != 0 {
 		return "", fmt.Errorf("the folder of sockets %s is not a folder of this user alone", base)
 	}
+	if own, err := os.UserCacheDir(); err == nil && abs == followed(filepath.Join(own, "pex")) {
+		return filepath.Join(base, "pexfs.sock"), nil
+	}
 	h := sha256.Sum256([]byte(abs))
 	return filepath.Join(base, hex.EncodeToString(h[:6])+".sock"), nil
+}
+
+// followed is a path without symbolic links, where it is there.
+func followed(path string) string {
+	if real, err := filepath.EvalSymlinks(path); err == nil {
+		return real
+	}
+	return path
 }

@@ -13,6 +13,7 @@
 package holder
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -50,9 +51,10 @@ type Holder struct {
 	Env   []string // for it, beside what this process has
 	Log   *slog.Logger
 
-	held   held
-	serves bool // the view says so
-	served bool // one of them did
+	held      held
+	serves    bool // the view says so
+	served    bool // one of them did
+	terminate bool // a view got the signal when it didn't know it yet
 }
 
 // held is what a view has left for its successor.
@@ -84,6 +86,10 @@ func (h *Holder) Run(terminate <-chan os.Signal) error {
 		}
 		if !h.served { // then whoever waits for it is told, and what it began is undone by them
 			return fmt.Errorf("the view ended before the mount could be used: %w", ended(how, err))
+		}
+		if how != nil {
+			ws, ok := how.Sys().(syscall.WaitStatus)
+			h.terminate = ok && ws.Signaled() && ws.Signal() == syscall.SIGTERM
 		}
 		starts++
 		if h.serves {
@@ -149,7 +155,7 @@ func (h *Holder) view(terminate <-chan os.Signal) (*os.ProcessState, error) {
 			}
 		}
 	}()
-	h.listen(ours)
+	h.listen(ours, cmd.Process)
 	err = cmd.Wait()
 	close(over)
 	<-passed
@@ -188,7 +194,7 @@ func (h *Holder) start(link *os.File) (*exec.Cmd, error) {
 }
 
 // listen takes what the view says until it has ended.
-func (h *Holder) listen(conn *net.UnixConn) {
+func (h *Holder) listen(conn *net.UnixConn, view *os.Process) {
 	for {
 		kind, state, files, err := receive(conn)
 		if err != nil {
@@ -200,14 +206,24 @@ func (h *Holder) listen(conn *net.UnixConn) {
 			h.held = held{state, files}
 		case kindServes:
 			h.serves, h.served = true, true
+			if h.terminate {
+				_ = view.Signal(syscall.SIGTERM)
+				h.terminate = false
+			}
 		}
 	}
 }
 
-// Terminate gives the signal that ends a mount, for Run, and has those ignored that a session sends.
-func Terminate() <-chan os.Signal {
+// Terminate gives the signal that ends a mount, for Run, also if it came before and ended ctx; and has those ignored that a session sends.
+func Terminate(ctx context.Context) <-chan os.Signal {
 	signal.Ignore(syscall.SIGHUP, syscall.SIGPIPE, syscall.SIGINT)
 	c := make(chan os.Signal, 1)
 	signal.Notify(c, syscall.SIGTERM)
+	if ctx.Err() != nil {
+		select {
+		case c <- syscall.SIGTERM:
+		default:
+		}
+	}
 	return c
 }

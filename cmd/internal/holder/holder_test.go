@@ -2,10 +2,12 @@ package holder
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"io"
 	"log/slog"
 	"os"
+	"os/signal"
 	"strings"
 	"syscall"
 	"testing"
@@ -57,12 +59,16 @@ func view(what string) int {
 	switch task[n] {
 	case 'k':
 		syscall.Kill(os.Getpid(), syscall.SIGKILL)
+	case 's': // is told to end before it knows how to
+		signal.Reset(syscall.SIGTERM)
+		syscall.Kill(os.Getpid(), syscall.SIGTERM)
+		time.Sleep(time.Minute)
 	case 'p':
 		panic("as the task says")
 	case 'e': // its mount has ended
 		return 0
 	case 't':
-		if (<-Terminate()) != syscall.SIGTERM {
+		if (<-Terminate(context.Background())) != syscall.SIGTERM {
 			return 9
 		}
 		return 0
@@ -79,6 +85,7 @@ func TestHolder(t *testing.T) {
 	}{
 		{"ends with its mount", "e", 1, nil, ""},
 		{"is killed", "kke", 3, nil, "signal: killed"},
+		{"is terminated too early", "st", 2, nil, "signal: terminated"},
 		{"panics", "pe", 2, nil, "exit status 2"},
 		{"stops serving", "1fffe", 5, nil, "exit status 1"},
 		{"can't begin", "f", 1, errors.New("before the mount could be used: exit status 1"), ""},
