@@ -1,9 +1,12 @@
 package e2e
 
 import (
+	"bufio"
 	"bytes"
 	"crypto/sha256"
 	"fmt"
+	"io"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -238,5 +241,58 @@ func TestDaemonActivated(t *testing.T) {
 	}
 	if _, err := os.Stat(sock); err != nil {
 		t.Errorf("systemd's socket is gone: %v", err)
+	}
+}
+
+// TestMachineDaemonKilled kills the daemon again and again while a machine reads what is missing of its disk.
+func TestMachineDaemonKilled(t *testing.T) {
+	const sums = "cd /usr/bin && sha256sum perl dpkg apt-get bash tar find grep sed gzip openssl sort ls cp dd mv"
+	l := newLab(t)
+	l.serve()
+	tree := filepath.Join(buildDir(t), "image/tree")
+	truth := exec.Command("sh", "-c", strings.Replace(sums, "/usr", tree+"/usr", 1)+" 2>/dev/null")
+	want, _ := truth.Output() // of those that there are
+	if bytes.Count(want, []byte("\n")) < 10 {
+		t.Fatalf("the image has only %s", want)
+	}
+	cmd := l.command("pex", "run", "--root", "blk", "--no-fill", l.addr+"/demo-estargz", "sh", "-c", "echo begins; "+sums+" 2>/dev/null")
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var errs bytes.Buffer
+	cmd.Stderr = &errs
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	r := bufio.NewReader(out)
+	if line, err := r.ReadString('\n'); line != "begins\n" {
+		t.Fatalf("the machine says %q, %v, %s", line, err, &errs)
+	}
+	over := make(chan struct{})
+	var killer sync.WaitGroup
+	killed := 0
+	killer.Go(func() {
+		for killed < 8 {
+			if pids := processes(l.cache, "daemon"); len(pids) == 1 { // else none is needed yet
+				kill(t, pids[0])
+				killed++
+			}
+			select {
+			case <-over:
+				return
+			case <-time.After(time.Duration(100+rand.IntN(200)) * time.Millisecond):
+			}
+		}
+	})
+	got, err := io.ReadAll(r)
+	close(over)
+	killer.Wait()
+	_ = cmd.Wait() // sha256sum's own status tells of names that the image hasn't got
+	if err != nil || string(got) != string(want) {
+		t.Errorf("the machine read, with %d daemons killed:\n%s%v %s\nwant\n%s", killed, got, err, &errs, want)
+	}
+	if killed < 3 {
+		t.Errorf("only %d daemons were killed", killed)
 	}
 }
