@@ -121,7 +121,7 @@ func TestDaemonKilled(t *testing.T) {
 	users.Wait()
 }
 
-// TestDaemonSocketGone takes its socket away, as those do who clean up: it is there again in a moment.
+// TestDaemonSocketGone takes its socket away, as those do who clean up: another daemon is there in a moment.
 func TestDaemonSocketGone(t *testing.T) {
 	run := t.TempDir()
 	t.Setenv("XDG_RUNTIME_DIR", run)
