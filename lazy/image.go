@@ -385,8 +385,20 @@ func (im *Image) fetchRun(ctx context.Context, r run, j *job) error {
 	}
 	ly := im.file.Info.Layers[r.layer]
 	im.c.log.Warn("wrong bytes came, and are fetched again", "layer", ly.Digest, "from", r.start, "to", r.end, "err", err)
-	im.c.wholes.distrust(ly.Digest)
+	im.distrust(ly.Digest)
 	return im.fetchOnce(ctx, r, j)
+}
+
+// distrust says that bytes of a layer weren't what their digests say.
+func (im *Image) distrust(digest string) {
+	im.c.wholes.distrust(digest)
+	im.mu.Lock()
+	repo := im.repo
+	im.mu.Unlock()
+	h, err := v1.NewHash(digest)
+	if d, ok := repo.(interface{ Distrust(v1.Hash) }); ok && err == nil {
+		d.Distrust(h)
+	}
 }
 
 // fetchOnce fetches those of them that have not been written.

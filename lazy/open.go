@@ -24,8 +24,9 @@ type OpenOptions struct {
 	Platform ref.Platform
 	// Pull says when the registry is asked what a tag is. What is not in a registry, a folder, is always looked at.
 	Pull Pull
-	// Insecure is kept with the reference: plain HTTP is permitted with its registry.
-	Insecure bool
+	// Insecure and HostsDirs are kept with the reference: see store.Ref.
+	Insecure  bool
+	HostsDirs string
 	// Strict refuses an image in which something is ambiguous, with an error that wraps ErrAmbiguous.
 	Strict bool
 	// Verify reads every layer that has a table of contents whole and compares the two, before the image is shown. An image in

@@ -91,7 +91,7 @@ func (c *Cache) resolve(ctx context.Context, r ref.Ref, repo Repo, o OpenOptions
 			if _, err := c.st.PutBlob(raw); err != nil {
 				return v1.Hash{}, nil, fmt.Errorf("keeping manifest of %s: %w", r, err)
 			}
-			next := store.Ref{Ref: r.String(), Platform: p.String(), Manifest: d.Hex, Root: root.String(), Insecure: o.Insecure, Resolved: time.Now().UTC()}
+			next := store.Ref{Ref: r.String(), Platform: p.String(), Manifest: d.Hex, Root: root.String(), Insecure: o.Insecure, HostsDirs: o.HostsDirs, Resolved: time.Now().UTC()}
 			if lastErr == nil && last.Manifest == d.Hex {
 				next.Resolved = last.Resolved
 			}
@@ -101,9 +101,9 @@ func (c *Cache) resolve(ctx context.Context, r ref.Ref, repo Repo, o OpenOptions
 		}
 		tell(Event{Stage: "warning", Text: fmt.Sprintf("%v; using what %s was on %s", err, r, last.Asked.Local().Format(time.DateTime))})
 	}
-	if lastErr == nil && last.Insecure != o.Insecure {
+	if lastErr == nil && (last.Insecure != o.Insecure || last.HostsDirs != o.HostsDirs) {
 		next := last
-		next.Insecure = o.Insecure
+		next.Insecure, next.HostsDirs = o.Insecure, o.HostsDirs
 		return kept, known, c.keepRef(next, last)
 	}
 	return kept, known, nil

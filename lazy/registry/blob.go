@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
@@ -24,15 +25,35 @@ type source struct {
 	repo   *Repo
 	digest v1.Hash
 	size   int64
+	places map[*endpoint]*place
 
-	// turn is held by the one who asks the registry for another address, in place of one that has failed: whoever waits for it uses what he
+	mu   sync.Mutex
+	last *place // that gave something
+}
+
+// place is where an endpoint has a blob.
+type place struct {
+	src *source
+	e   *endpoint
+
+	// turn is held by the one who asks the server for another address, in place of one that has failed: whoever waits for it uses what he
 	// finds. Taken before mu.
 	turn chan struct{}
 	mu   sync.Mutex // guards what follows
-	// location is where the registry sent the last fetch, on another host, or "". It is asked first, until it fails: a signed URL is
+	// location is where the server sent the last fetch, on another host, or "". It is asked first, until it fails: a signed URL is
 	// good for many ranges.
 	location string
-	moved    bool // there was a location once
+	moved    bool  // there was a location once
+	absent   error // the server hasn't got the blob, it said
+	absentAt time.Time
+}
+
+func newSource(r *Repo, d v1.Descriptor) *source {
+	s := &source{repo: r, digest: d.Digest, size: d.Size, places: make(map[*endpoint]*place)}
+	for _, e := range r.endpoints {
+		s.places[e] = &place{src: s, e: e, turn: make(chan struct{}, 1)}
+	}
+	return s
 }
 
 var _ blob.Source = (*source)(nil)
@@ -41,15 +62,18 @@ func (s *source) Size() int64 { return s.size }
 
 // Where is the URL that the blob's bytes come from, without its query.
 func (s *source) Where() string {
-	at, _ := s.known()
-	if at == "" {
-		at = s.repo.url("blobs", s.digest.String())
+	s.mu.Lock()
+	p := s.last
+	s.mu.Unlock()
+	if p == nil {
+		p = s.places[s.repo.endpoints[0]]
 	}
-	u, err := url.Parse(at)
-	if err != nil {
-		return "?"
+	if at, _ := p.known(); at != "" {
+		if u, err := url.Parse(at); err == nil {
+			return redact(u)
+		}
 	}
-	return redact(u)
+	return redact(p.home())
 }
 
 // Fetch asks for one range of bytes, or for the blob as a whole by a request without a range. An answer that isn't the
@@ -65,103 +89,153 @@ func (s *source) Fetch(ctx context.Context, off, n int64) (io.ReadCloser, error)
 	if n < s.size {
 		what = fmt.Sprintf("bytes %d-%d of %s", off, off+n-1, what)
 	}
+	var r *rangeReader
+	several := len(s.repo.endpoints) > 1
+	err := s.repo.each(ctx, pulls, func(e *endpoint) (err error) {
+		p := s.places[e]
+		if several {
+			if err := p.missing(); err != nil {
+				return err
+			}
+		}
+		r, err = p.open(ctx, what, off, n)
+		if errors.Is(err, ErrNotFound) {
+			p.miss(err)
+		}
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	s.last = r.place
+	s.mu.Unlock()
+	return r, nil
+}
+
+// Distrust says that bytes of a blob weren't what their digests say: whoever gave them is not asked for a while, if there is another.
+func (r *Repo) Distrust(digest v1.Hash) {
+	r.mu.Lock()
+	var from *place
+	for id, s := range r.sources {
+		if id.digest == digest {
+			s.mu.Lock()
+			from = s.last
+			s.mu.Unlock()
+		}
+	}
+	r.mu.Unlock()
+	if from != nil {
+		from.e.leaveOut(wrongTime)
+	}
+}
+
+// home is where the server itself has the blob.
+func (p *place) home() *url.URL { return p.e.url("blobs", p.src.digest.String()) }
+
+// open fetches from where the blob is.
+func (p *place) open(ctx context.Context, what string, off, n int64) (*rangeReader, error) {
 	for range maxMoves {
-		at, moved := s.known()
+		at, moved := p.known()
 		if at == "" {
 			if !moved {
 				break
 			}
-			rc, again, err := s.renew(ctx, what, off, n)
+			r, again, err := p.renew(ctx, what, off, n)
 			if !again {
-				return rc, err
+				return r, err
 			}
 			continue
 		}
-		rc, err := s.fetch(ctx, what, at, off, n)
-		if err == nil {
-			return rc, nil
+		r, err := p.fetch(ctx, what, at, off, n)
+		if err == nil || ctx.Err() != nil || errors.Is(err, blob.ErrRangeUnsupported) {
+			return r, err
 		}
-		if ctx.Err() != nil || errors.Is(err, blob.ErrRangeUnsupported) {
-			return nil, err
-		}
-		s.forget(at)
+		p.forget(at)
 	}
-	return s.ask(ctx, what, off, n)
+	return p.fetch(ctx, what, p.home().String(), off, n)
+}
+
+// missing tells why the server is not to be asked for the blob, or nil.
+func (p *place) missing() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if time.Since(p.absentAt) < failedTime && p.e != p.src.repo.endpoints[len(p.src.repo.endpoints)-1] {
+		return p.absent
+	}
+	return nil
+}
+
+func (p *place) miss(err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.absent, p.absentAt = err, time.Now()
 }
 
 // known is where the blob is, if it is elsewhere, and whether it ever was.
-func (s *source) known() (location string, moved bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.location, s.moved
+func (p *place) known() (location string, moved bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.location, p.moved
 }
 
 // forget says that a location has failed.
-func (s *source) forget(location string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.location == location {
-		s.location = ""
+func (p *place) forget(location string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.location == location {
+		p.location = ""
 	}
 }
 
-// renew asks the registry where the blob is, unless somebody else has done that: again says so.
-func (s *source) renew(ctx context.Context, what string, off, n int64) (rc io.ReadCloser, again bool, err error) {
+// renew asks the server where the blob is, unless somebody else has done that: again says so.
+func (p *place) renew(ctx context.Context, what string, off, n int64) (r *rangeReader, again bool, err error) {
 	select {
-	case s.turn <- struct{}{}:
-		defer func() { <-s.turn }()
+	case p.turn <- struct{}{}:
+		defer func() { <-p.turn }()
 	case <-ctx.Done():
 		return nil, false, ctx.Err()
 	}
-	if at, _ := s.known(); at != "" {
+	if at, _ := p.known(); at != "" {
 		return nil, true, nil
 	}
-	rc, err = s.ask(ctx, what, off, n)
-	return rc, false, err
+	r, err = p.fetch(ctx, what, p.home().String(), off, n)
+	return r, false, err
 }
 
-// ask fetches by way of the registry.
-func (s *source) ask(ctx context.Context, what string, off, n int64) (io.ReadCloser, error) {
-	rc, err := s.fetch(ctx, what, s.repo.url("blobs", s.digest.String()), off, n)
-	if err != nil {
-		return nil, err
-	}
-	return rc, nil
-}
-
-func (s *source) fetch(ctx context.Context, what, at string, off, n int64) (*rangeReader, error) {
+func (p *place) fetch(ctx context.Context, what, at string, off, n int64) (*rangeReader, error) {
 	h := http.Header{}
-	if n < s.size {
+	if n < p.src.size {
 		h.Set("Range", fmt.Sprintf("bytes=%d-%d", off, off+n-1))
 	}
-	resp, err := s.repo.do(ctx, http.MethodGet, what, at, h)
+	resp, err := p.e.do(ctx, http.MethodGet, what, at, h)
 	if err != nil {
 		return nil, err
 	}
-	r := &rangeReader{ctx: ctx, src: s, body: resp.Body, what: what, url: resp.Request.URL, at: off, left: n, more: maxMore + n/minMore}
-	if err := r.begin(s, resp, off, n); err != nil {
+	r := &rangeReader{ctx: ctx, place: p, body: resp.Body, what: what, url: resp.Request.URL, at: off, left: n, more: maxMore + n/minMore}
+	if err := r.begin(resp, off, n); err != nil {
 		_ = resp.Body.Close()
 		return nil, err
 	}
-	if !s.repo.session.home(resp.Request.URL) {
-		s.mu.Lock()
-		s.location, s.moved = resp.Request.URL.String(), true
-		s.mu.Unlock()
+	if !p.e.session.home(resp.Request.URL) {
+		p.mu.Lock()
+		p.location, p.moved = resp.Request.URL.String(), true
+		p.mu.Unlock()
 	}
 	return r, nil
 }
 
 // rangeReader yields the bytes of a range from the body of an answer.
 type rangeReader struct {
-	ctx  context.Context // of the Fetch: its end ends the reader
-	src  *source
-	body io.ReadCloser
-	what string
-	url  *url.URL
-	at   int64 // where the next byte is
-	left int64 // to be yielded
-	have int64 // of them, what the body will hold
-	more int64 // requests for what an answer left out, at most
+	ctx   context.Context // of the Fetch: its end ends the reader
+	place *place
+	body  io.ReadCloser
+	what  string
+	url   *url.URL
+	at    int64 // where the next byte is
+	left  int64 // to be yielded
+	have  int64 // of them, what the body will hold
+	more  int64 // requests for what an answer left out, at most
 }
 
 // A fetch makes up to maxMore requests more than its first, and one for each minMore bytes, for what a server leaves out of its answers.
@@ -171,8 +245,8 @@ const (
 )
 
 // begin judges the answer and puts the body at the range's first byte.
-func (r *rangeReader) begin(s *source, resp *http.Response, off, n int64) error {
-	size := s.size
+func (r *rangeReader) begin(resp *http.Response, off, n int64) error {
+	size := r.place.src.size
 	switch resp.StatusCode {
 	case http.StatusPartialContent:
 		first, last, total, ok := contentRange(resp.Header.Get("Content-Range"))
@@ -194,7 +268,7 @@ func (r *rangeReader) begin(s *source, resp *http.Response, off, n int64) error 
 		return nil
 	}
 	defer discard(resp)
-	return refusal(r.what, resp, s.repo.session.home(resp.Request.URL))
+	return refusal(r.what, resp, r.place.e.session.home(resp.Request.URL))
 }
 
 func (r *rangeReader) unusable(format string, args ...any) error {
@@ -205,15 +279,20 @@ func (r *rangeReader) unusable(format string, args ...any) error {
 // broken is the error for a body that ended, or failed, too early.
 func (r *rangeReader) broken(err error) error {
 	if r.ctx.Err() != nil {
+		if cause := context.Cause(r.ctx); blob.Temporary(cause) { // nothing came for too long
+			r.place.e.failed(cause)
+		}
 		return r.ctx.Err()
 	}
-	return failure(r.what, r.url, err)
+	err = failure(r.what, r.url, err)
+	r.place.e.failed(err)
+	return err
 }
 
 func (r *rangeReader) Read(p []byte) (int, error) {
 	switch {
 	case r.ctx.Err() != nil:
-		return 0, r.ctx.Err()
+		return 0, r.broken(nil)
 	case r.left == 0:
 		return 0, io.EOF
 	case r.have == 0:
@@ -243,7 +322,7 @@ func (r *rangeReader) goOn() error {
 		return r.broken(io.ErrUnexpectedEOF)
 	}
 	discard(&http.Response{Body: r.body})
-	next, err := r.src.fetch(r.ctx, r.what, r.url.String(), r.at, r.left)
+	next, err := r.place.fetch(r.ctx, r.what, r.url.String(), r.at, r.left)
 	if err != nil {
 		return err
 	}

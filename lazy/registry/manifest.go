@@ -8,7 +8,6 @@ import (
 	"io"
 	"mime"
 	"net/http"
-	"net/url"
 	"strings"
 
 	"github.com/google/go-containerregistry/pkg/name"
@@ -34,21 +33,23 @@ func (r *Repo) Resolve(ctx context.Context) (v1.Descriptor, error) {
 	what := "manifest " + id
 	var found root
 	err := r.retry.Do(ctx, func(ctx context.Context, alive func()) error {
-		resp, err := r.get(ctx, what, "manifests", id, accept)
-		if err != nil {
-			return err
-		}
-		defer resp.Body.Close()
-		body, err := readAll(ctx, what, resp, maxManifest, alive)
-		if err != nil {
-			return err
-		}
-		desc, err := describe(body, resp.Header)
-		if err != nil {
-			return &Error{What: what, URL: redact(resp.Request.URL), err: err}
-		}
-		found = root{desc, body}
-		return nil
+		return r.each(ctx, resolves, func(e *endpoint) error {
+			resp, err := e.get(ctx, what, "manifests", id, accept)
+			if err != nil {
+				return err
+			}
+			defer resp.Body.Close()
+			body, err := readAll(ctx, what, resp, maxManifest, alive)
+			if err != nil {
+				return err
+			}
+			desc, err := describe(body, resp.Header)
+			if err != nil {
+				return &Error{What: what, URL: redact(resp.Request.URL), err: err}
+			}
+			found = root{desc, body}
+			return nil
+		})
 	})
 	if err != nil {
 		return v1.Descriptor{}, fmt.Errorf("resolving %s: %w", r.ref.Name(), err)
@@ -77,24 +78,27 @@ func (r *Repo) Probe(ctx context.Context) (v1.Hash, error) {
 	what := "digest of manifest " + id
 	var found v1.Hash
 	err := r.retry.Do(ctx, func(ctx context.Context, _ func()) error {
-		resp, err := r.do(ctx, http.MethodHead, what, r.url("manifests", id), http.Header{"Accept": {accept}})
+		err := r.each(ctx, resolves, func(e *endpoint) error {
+			resp, err := e.do(ctx, http.MethodHead, what, e.url("manifests", id).String(), http.Header{"Accept": {accept}})
+			if err != nil {
+				return err
+			}
+			defer discard(resp)
+			if resp.StatusCode != http.StatusOK {
+				if err := refusal(what, resp, e.session.home(resp.Request.URL)); blob.Temporary(err) {
+					return err
+				}
+				return nil // whether it is there, GET tells for certain
+			}
+			if h, err := v1.NewHash(resp.Header.Get("Docker-Content-Digest")); err == nil && h.Algorithm == "sha256" {
+				found = h
+			}
+			return nil
+		})
 		if errors.Is(err, ErrUnreachable) {
 			return final{err}
 		}
-		if err != nil {
-			return err
-		}
-		defer discard(resp)
-		if resp.StatusCode != http.StatusOK {
-			if err := refusal(what, resp, r.session.home(resp.Request.URL)); blob.Temporary(err) {
-				return err
-			}
-			return nil // whether it is there, GET tells for certain
-		}
-		if h, err := v1.NewHash(resp.Header.Get("Docker-Content-Digest")); err == nil && h.Algorithm == "sha256" {
-			found = h
-		}
-		return nil
+		return err
 	})
 	if err != nil {
 		return v1.Hash{}, fmt.Errorf("resolving %s: %w", r.ref.Name(), err)
@@ -132,23 +136,25 @@ func (r *Repo) Manifest(ctx context.Context, d v1.Descriptor) ([]byte, error) {
 	}
 	var body []byte
 	err := r.retry.Do(ctx, func(ctx context.Context, alive func()) error {
-		resp, err := r.get(ctx, what, kind, d.Digest.String(), accepted)
-		if err != nil {
-			return err
-		}
-		defer resp.Body.Close()
-		if body, err = readAll(ctx, what, resp, d.Size, alive); err != nil {
-			return err
-		}
-		if int64(len(body)) != d.Size {
-			err = fmt.Errorf("%w: it has %d bytes, want %d", blob.ErrDigestMismatch, len(body), d.Size)
-		} else {
-			err = blob.Verify(body, d.Digest)
-		}
-		if err != nil {
-			return &Error{What: what, URL: redact(resp.Request.URL), err: err}
-		}
-		return nil
+		return r.each(ctx, pulls, func(e *endpoint) error {
+			resp, err := e.get(ctx, what, kind, d.Digest.String(), accepted)
+			if err != nil {
+				return err
+			}
+			defer resp.Body.Close()
+			if body, err = readAll(ctx, what, resp, d.Size, alive); err != nil {
+				return err
+			}
+			if int64(len(body)) != d.Size {
+				err = fmt.Errorf("%w: it has %d bytes, want %d", blob.ErrDigestMismatch, len(body), d.Size)
+			} else {
+				err = blob.Verify(body, d.Digest)
+			}
+			if err != nil {
+				return &Error{What: what, URL: redact(resp.Request.URL), err: err}
+			}
+			return nil
+		})
 	})
 	if err != nil {
 		return nil, err
@@ -156,35 +162,25 @@ func (r *Repo) Manifest(ctx context.Context, d v1.Descriptor) ([]byte, error) {
 	return body, nil
 }
 
-// url is where the registry has a manifest or blob. The session replaces the scheme, where it isn't known yet.
-func (r *Repo) url(kind, id string) string {
-	repo := r.session.repo
-	s := "https"
-	if c := r.session.load().challenge; c != nil {
-		s = scheme(c.Insecure)
-	}
-	return (&url.URL{Scheme: s, Host: repo.RegistryStr(), Path: "/v2/" + repo.RepositoryStr() + "/" + kind + "/" + id}).String()
-}
-
 // get asks for a manifest or blob as a whole. The caller closes the body.
-func (r *Repo) get(ctx context.Context, what, kind, id, accept string) (*http.Response, error) {
+func (e *endpoint) get(ctx context.Context, what, kind, id, accept string) (*http.Response, error) {
 	h := http.Header{}
 	if accept != "" {
 		h.Set("Accept", accept)
 	}
-	resp, err := r.do(ctx, http.MethodGet, what, r.url(kind, id), h)
+	resp, err := e.do(ctx, http.MethodGet, what, e.url(kind, id).String(), h)
 	if err != nil {
 		return nil, err
 	}
 	if resp.StatusCode != http.StatusOK {
 		defer discard(resp)
-		return nil, refusal(what, resp, r.session.home(resp.Request.URL))
+		return nil, refusal(what, resp, e.session.home(resp.Request.URL))
 	}
 	return resp, nil
 }
 
 // do sends a request without a body; the caller judges the status and closes the answer's.
-func (r *Repo) do(ctx context.Context, method, what, rawURL string, h http.Header) (*http.Response, error) {
+func (e *endpoint) do(ctx context.Context, method, what, rawURL string, h http.Header) (*http.Response, error) {
 	req, err := http.NewRequestWithContext(ctx, method, rawURL, nil)
 	if err != nil {
 		return nil, failure(what, nil, err)
@@ -192,7 +188,7 @@ func (r *Repo) do(ctx context.Context, method, what, rawURL string, h http.Heade
 	req.Header = h
 	// Blobs are wanted as they are stored: no transport may compress them on the way.
 	req.Header.Set("Accept-Encoding", "identity")
-	resp, err := r.session.client.Do(req)
+	resp, err := e.session.client.Do(req)
 	if err != nil {
 		if ctx.Err() != nil {
 			return nil, ctx.Err()

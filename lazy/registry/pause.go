@@ -97,14 +97,3 @@ func (p *pauses) scouted(host string, h *pause, resp *http.Response) {
 	p.note(host, resp)
 	close(h.scout)
 }
-
-// RoundTrip implements http.RoundTripper. It sends nothing to a server that has asked to be left alone.
-func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
-	answered, err := t.pauses.pass(req.Context(), req.URL.Host)
-	if err != nil {
-		return nil, err
-	}
-	resp, err := t.Transport.RoundTrip(req)
-	answered(resp)
-	return resp, err
-}

@@ -116,7 +116,7 @@ func TestRenewedOnce(t *testing.T) {
 	if _, err := read(t, src, 0, 10); err != nil {
 		t.Fatal(err)
 	}
-	valid := repo.Blob(d).(*source)
+	valid := repo.Blob(d).(*source).places[repo.endpoints[0]]
 	valid.mu.Lock()
 	valid.location = other.URL + "/v2/app/blobs/" + od.Digest.String() + "?link=1" // expired
 	valid.mu.Unlock()

@@ -20,10 +20,10 @@ func (r *Repo) Referrers(ctx context.Context, subject v1.Hash, artifactType stri
 	if _, err := v1.NewHash(subject.String()); err != nil { // it becomes a part of a URL
 		return nil, fmt.Errorf("listing %s: %w", what, err)
 	}
-	body, err := r.index(ctx, what, r.url("referrers", subject.String())+"?"+url.Values{"artifactType": {artifactType}}.Encode())
+	body, err := r.index(ctx, what, "referrers", subject.String(), url.Values{"artifactType": {artifactType}})
 	var e *Error
 	if errors.As(err, &e) && (e.Status == http.StatusNotFound || e.Status == http.StatusBadRequest || e.Status == http.StatusMethodNotAllowed) {
-		body, err = r.index(ctx, what, r.url("manifests", subject.Algorithm+"-"+subject.Hex))
+		body, err = r.index(ctx, what, "manifests", subject.Algorithm+"-"+subject.Hex, nil)
 		if errors.As(err, &e) && e.Status == http.StatusNotFound {
 			return nil, nil
 		}
@@ -45,19 +45,27 @@ func (r *Repo) Referrers(ctx context.Context, subject v1.Hash, artifactType stri
 }
 
 // index gets an index whole.
-func (r *Repo) index(ctx context.Context, what, rawURL string) (body []byte, err error) {
+func (r *Repo) index(ctx context.Context, what, kind, id string, query url.Values) (body []byte, err error) {
 	err = r.retry.Do(ctx, func(ctx context.Context, alive func()) error {
-		resp, err := r.do(ctx, http.MethodGet, what, rawURL, http.Header{"Accept": {string(types.OCIImageIndex)}})
-		if err != nil {
+		return r.each(ctx, pulls, func(e *endpoint) error {
+			u := e.url(kind, id)
+			q := u.Query()
+			for k, v := range query {
+				q[k] = v
+			}
+			u.RawQuery = q.Encode()
+			resp, err := e.do(ctx, http.MethodGet, what, u.String(), http.Header{"Accept": {string(types.OCIImageIndex)}})
+			if err != nil {
+				return err
+			}
+			if resp.StatusCode != http.StatusOK {
+				defer discard(resp)
+				return refusal(what, resp, e.session.home(resp.Request.URL))
+			}
+			defer resp.Body.Close()
+			body, err = readAll(ctx, what, resp, maxManifest, alive)
 			return err
-		}
-		if resp.StatusCode != http.StatusOK {
-			defer discard(resp)
-			return refusal(what, resp, r.session.home(resp.Request.URL))
-		}
-		defer resp.Body.Close()
-		body, err = readAll(ctx, what, resp, maxManifest, alive)
-		return err
+		})
 	})
 	return body, err
 }

@@ -1,7 +1,10 @@
 // Package registry reads images from registries that speak the OCI distribution specification (v1.1) or docker's, its
 // ancestor: manifests, configurations, and ranges of layers. It never writes to one.
 //
-// A Repo authenticates once, however many ask, and again when its token has expired. Credentials go to the registry's
+// Other servers may stand in front of a registry's own (Options.Hosts). They are tried in order; one that fails is left out for a while.
+// What they give is believed as far as its digest vouches for it, and what a tag is only if they are trusted with that.
+//
+// A Repo authenticates once with each, however many ask, and again when its token has expired. Credentials go to the registry's
 // own host and to the token server it names, never to a host that it redirects to. Plain HTTP is spoken with loopback
 // addresses and, where Options say so, with other registries; from HTTPS there is no way down to it. All methods may be
 // called concurrently.
@@ -22,6 +25,7 @@ import (
 
 	"github.com/pexfs/pex/lazy/blob"
 	"github.com/pexfs/pex/lazy/ref"
+	"github.com/pexfs/pex/lazy/registry/hosts"
 )
 
 // Options say how to speak with a registry. The zero value is anonymous.
@@ -36,12 +40,16 @@ type Options struct {
 	Retry blob.Policy
 	// UserAgent names the program to the registry.
 	UserAgent string
+	// Hosts are the servers to ask, in this order; none: the registry's own. See hosts.Find.
+	Hosts []hosts.Host
+	// HostAuth are the credentials for those that aren't the registry's own, by host and port. Each goes to its host only.
+	HostAuth map[string]authn.AuthConfig
 }
 
 // Repo is one image's repository.
 type Repo struct {
 	ref       name.Reference
-	session   *session
+	endpoints []*endpoint       // in the order in which they are asked; the last one always is
 	transport http.RoundTripper // as Options have it
 	retry     blob.Policy
 
@@ -68,19 +76,15 @@ func Open(r ref.Ref, o Options) (*Repo, error) {
 	if r.Transport != ref.Registry || r.Name == nil {
 		return nil, fmt.Errorf("opening %v: not a reference to a registry", r)
 	}
-	return &Repo{ref: r.Name, session: newSession(r.Name.Context(), o), transport: o.Transport, retry: o.Retry}, nil
+	all, err := newEndpoints(r.Name.Context(), o)
+	if err != nil {
+		return nil, fmt.Errorf("opening %v: %w", r, err)
+	}
+	return &Repo{ref: r.Name, endpoints: all, transport: o.Transport, retry: o.Retry}, nil
 }
 
 // Origin is the registry, by host and port.
 func (r *Repo) Origin() string { return r.ref.Context().RegistryStr() }
-
-// SetAuth replaces the credentials. A token that was got with others is used until the registry refuses it.
-func (r *Repo) SetAuth(auth authn.AuthConfig) {
-	s := r.session
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.auth = auth
-}
 
 // loopback says whether host, with or without a port, is this machine by its form alone: "localhost", 127.0.0.0/8, ::1.
 func loopback(host string) bool {
@@ -115,7 +119,7 @@ func (r *Repo) Blob(d v1.Descriptor) blob.Source {
 		if r.sources == nil || len(r.sources) >= maxSources {
 			r.sources = make(map[blobID]*source)
 		}
-		s = &source{repo: r, digest: d.Digest, size: d.Size, turn: make(chan struct{}, 1)}
+		s = newSource(r, d)
 		r.sources[id] = s
 	}
 	return s

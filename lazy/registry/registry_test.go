@@ -224,20 +224,6 @@ func TestNoSuchHost(t *testing.T) {
 	}
 }
 
-func TestSetAuth(t *testing.T) {
-	f := newFake(t)
-	f.user, f.password = "me", "secret"
-	f.addManifest("v1", []byte(ociManifest))
-	r := open(t, f.host(), ":v1", authn.AuthConfig{Username: "me", Password: "old"})
-	if _, err := r.Resolve(t.Context()); !errors.Is(err, ErrUnauthorized) {
-		t.Errorf("error %v", err)
-	}
-	r.SetAuth(authn.AuthConfig{Username: "me", Password: "secret"})
-	if _, err := r.Resolve(t.Context()); err != nil {
-		t.Error(err)
-	}
-}
-
 func TestTokens(t *testing.T) {
 	f := newFake(t)
 	f.user, f.password = "me", "secret"

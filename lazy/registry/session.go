@@ -1,12 +1,14 @@
 package registry
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
 	"strings"
@@ -15,6 +17,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
+
+	"github.com/pexfs/pex/lazy/registry/hosts"
 )
 
 var (
@@ -25,9 +29,10 @@ var (
 // session knows how a registry wants to be spoken to about one repository, and finds it out once however many ask. As a
 // http.RoundTripper it puts the right scheme and credentials on requests to the registry, and on no others.
 type session struct {
-	repo   name.Repository
+	repo   name.Repository   // at the server, which may be another than the reference's registry
+	root   *url.URL          // of the server's API; without a scheme it is to be found out
 	plain  bool              // plain HTTP is permitted
-	base   http.RoundTripper // a guard
+	base   http.RoundTripper // without credentials
 	client *http.Client      // over the session
 
 	// turn is held while speaking with registry or token server to change the state. A channel, so that waiting for it
@@ -47,28 +52,42 @@ type state struct {
 	failure   error                // of the last of them
 }
 
-func newSession(repo name.Repository, o Options) *session {
-	s := &session{repo: repo, auth: o.Auth, plain: o.plain(repo), turn: make(chan struct{}, 1)}
-	s.base = o.RoundTripper(repo)
+// newSession makes a session with a host, which may be the registry of repo, or another that has the same.
+func newSession(repo name.Repository, h hosts.Host, auth authn.AuthConfig, o Options) *session {
+	s := &session{repo: repo, root: h.Root, auth: auth, turn: make(chan struct{}, 1)}
+	s.plain = h.Root.Scheme == "http" || h.Root.Scheme == "" && (o.Insecure || loopback(h.Root.Host))
+	home, away := o.transports(h)
+	s.base = &borders{
+		s:    s,
+		home: &guard{base: home, plain: s.plain, agent: o.UserAgent, header: h.Header},
+		away: &guard{base: away, plain: s.plain, agent: o.UserAgent},
+	}
 	s.client = &http.Client{Transport: s, CheckRedirect: limitRedirects}
 	return s
+}
+
+// borders is a http.RoundTripper that shows client certificates and a host's own headers to that host only.
+type borders struct {
+	s          *session
+	home, away http.RoundTripper
+}
+
+func (b *borders) RoundTrip(req *http.Request) (*http.Response, error) {
+	if b.s.home(req.URL) {
+		return b.home.RoundTrip(req)
+	}
+	return b.away.RoundTrip(req)
 }
 
 // RoundTripper is what carries the requests of a Repo beneath authentication: o.Transport, or a new one, that names the
 // program and refuses plain HTTP where that isn't permitted. It is for other clients of the same registry.
 func (o Options) RoundTripper(repo name.Repository) http.RoundTripper {
-	g := &guard{base: o.Transport, plain: o.plain(repo), agent: o.UserAgent}
+	g := &guard{base: o.Transport, plain: o.Insecure || loopback(repo.RegistryStr()), agent: o.UserAgent}
 	if g.base == nil {
 		g.base = NewTransport()
 	}
-	if g.agent == "" {
-		g.agent = "pex"
-	}
 	return g
 }
-
-// plain says whether plain HTTP may be spoken with repo's registry.
-func (o Options) plain(repo name.Repository) bool { return o.Insecure || loopback(repo.RegistryStr()) }
 
 func limitRedirects(_ *http.Request, via []*http.Request) error {
 	if len(via) >= 8 {
@@ -79,9 +98,10 @@ func limitRedirects(_ *http.Request, via []*http.Request) error {
 
 // guard lets plain HTTP through only where it is permitted, and names the program.
 type guard struct {
-	base  http.RoundTripper
-	plain bool
-	agent string
+	base   http.RoundTripper
+	plain  bool
+	agent  string // "" is pex
+	header http.Header
 }
 
 func (g *guard) RoundTrip(req *http.Request) (*http.Response, error) {
@@ -89,7 +109,10 @@ func (g *guard) RoundTrip(req *http.Request) (*http.Response, error) {
 		return nil, fmt.Errorf("%w: %s", errPlainHTTP, redact(req.URL))
 	}
 	req = req.Clone(req.Context())
-	req.Header.Set("User-Agent", g.agent)
+	for k, v := range g.header {
+		req.Header[k] = v
+	}
+	req.Header.Set("User-Agent", cmp.Or(g.agent, "pex"))
 	return g.base.RoundTrip(req)
 }
 
@@ -213,8 +236,10 @@ func (s *session) credentials() authn.AuthConfig {
 // with asking. resp is the answer to req, or nil if it is still to be sent.
 func (s *session) handshake(ctx context.Context, st state, req *http.Request) (_ state, resp *http.Response, _ error) {
 	schemes := []string{"https"}
-	if s.plain {
-		if _, port, _ := cutPort(s.repo.RegistryStr()); port == "" || port == "443" {
+	if s.root.Scheme != "" {
+		schemes = []string{s.root.Scheme}
+	} else if s.plain {
+		if _, port, _ := cutPort(s.root.Host); port == "" || port == "443" {
 			schemes = []string{"https", "http"}
 		} else {
 			schemes = []string{"http", "https"}
@@ -253,7 +278,7 @@ func (s *session) attempt(ctx context.Context, scheme string, req *http.Request)
 	req.URL.Scheme = scheme
 	resp, err = s.base.RoundTrip(req)
 	if err != nil {
-		return nil, nil, failure(api, s.root(scheme), errContext(ctx, err))
+		return nil, nil, failure(api, s.ping(scheme), errContext(ctx, err))
 	}
 	switch resp.StatusCode {
 	case http.StatusOK, http.StatusPartialContent:
@@ -269,7 +294,7 @@ func (s *session) attempt(ctx context.Context, scheme string, req *http.Request)
 			return nil, nil, refusal(api, resp, true)
 		}
 	}
-	c, err = s.ping(ctx, scheme)
+	c, err = s.askAPI(ctx, scheme)
 	if err == nil && c.Scheme == "" && c.Insecure == (scheme == "http") {
 		return c, resp, nil // credentials would change nothing
 	}
@@ -279,14 +304,23 @@ func (s *session) attempt(ctx context.Context, scheme string, req *http.Request)
 
 const api = "the API" // what is asked for, in errors
 
-// root is the root of the registry's API.
-func (s *session) root(scheme string) *url.URL {
-	return &url.URL{Scheme: scheme, Host: s.repo.RegistryStr(), Path: "/v2/"}
+// ping is where the server's API begins.
+func (s *session) ping(scheme string) *url.URL {
+	return &url.URL{Scheme: scheme, Host: s.root.Host, Path: s.root.Path + "/"}
 }
 
-// ping asks for the root of the registry's API (distribution specification, "Determining Support").
-func (s *session) ping(ctx context.Context, scheme string) (*transport.Challenge, error) {
-	u := s.root(scheme)
+// url is where the server has something of the repository. RoundTrip replaces the scheme, where it isn't known yet.
+func (s *session) url(kind, id string) *url.URL {
+	u := &url.URL{Scheme: cmp.Or(s.root.Scheme, "https"), Host: s.root.Host, Path: s.root.Path + "/" + s.repo.RepositoryStr() + "/" + kind + "/" + id}
+	if c := s.load().challenge; c != nil {
+		u.Scheme = scheme(c.Insecure)
+	}
+	return u
+}
+
+// askAPI asks for the root of the server's API (distribution specification, "Determining Support").
+func (s *session) askAPI(ctx context.Context, scheme string) (*transport.Challenge, error) {
+	u := s.ping(scheme)
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
 	if err != nil {
 		return nil, failure(api, u, err)
@@ -336,7 +370,7 @@ func (s *session) authenticate(ctx context.Context, st state) (state, error) {
 	case c.Scheme == "" || isBasic(c):
 		return st, nil
 	case !strings.EqualFold(c.Scheme, "bearer"):
-		return state{}, &Error{What: what, URL: scheme(c.Insecure) + "://" + s.repo.RegistryStr(), kind: ErrUnauthorized,
+		return state{}, &Error{What: what, URL: scheme(c.Insecure) + "://" + s.root.Host, kind: ErrUnauthorized,
 			err: fmt.Errorf("authentication by %q is not supported", printable(c.Scheme))}
 	case auth.RegistryToken != "":
 		st.token = auth.RegistryToken
@@ -359,6 +393,9 @@ func (s *session) authenticate(ctx context.Context, st state) (state, error) {
 // exchange gets a token for auth (docker's token authentication specification, or its OAuth2 form).
 func (s *session) exchange(ctx context.Context, st state, auth authn.AuthConfig) (state, error) {
 	scopes := []string{s.repo.Scope(transport.PullScope)}
+	if asked := st.challenge.Parameters["scope"]; s.root.Path != "/v2" && asked != "" { // the repository has another name there
+		scopes = strings.Fields(asked)
+	}
 	t, err := transport.Exchange(ctx, s.repo.Registry, authn.FromConfig(auth), s.base, scopes, st.challenge)
 	if err != nil {
 		return state{}, err
@@ -376,7 +413,7 @@ func (s *session) exchange(ctx context.Context, st state, auth authn.AuthConfig)
 // home says whether u is at the registry itself, whatever its scheme: a credential may go there.
 func (s *session) home(u *url.URL) bool {
 	host, port, _ := cutPort(u.Host)
-	want, wantPort, _ := cutPort(s.repo.RegistryStr())
+	want, wantPort, _ := cutPort(s.root.Host)
 	if port == "" && wantPort != "" || port != "" && wantPort == "" {
 		port, wantPort = orDefault(port, u.Scheme), orDefault(wantPort, u.Scheme)
 	}
@@ -403,7 +440,10 @@ func discard(resp *http.Response) {
 func isTLS(err error) bool {
 	var verify *tls.CertificateVerificationError
 	var header tls.RecordHeaderError
-	var alert tls.AlertError
 	var unknown x509.UnknownAuthorityError
-	return errors.As(err, &verify) || errors.As(err, &header) || errors.As(err, &alert) || errors.As(err, &unknown)
+	var op *net.OpError
+	return errors.As(err, &verify) || errors.As(err, &header) || errors.As(err, &unknown) || errors.As(err, &op) && op.Op == remoteAlert
 }
+
+// remoteAlert is the operation of a net.OpError that an alert of the server's makes (crypto/tls).
+const remoteAlert = "remote error"

@@ -2,6 +2,7 @@ package registry
 
 import (
 	"context"
+	"crypto/tls"
 	"net"
 	"net/http"
 	"sync"
@@ -9,19 +10,23 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/pexfs/pex/lazy/registry/hosts"
 )
 
 // Transport is for many range requests to few hosts: HTTP/1.1, since parallel transfers over one HTTP/2 connection share one congestion
-// window, with up to 16 idle connections per host, and never decompressing. Proxies are taken from the environment. A server that
+// window, unless a server speaks nothing but HTTP/2; with up to 16 idle connections per host, and never decompressing. Proxies are taken from the environment. A server that
 // asks to be left alone for a while is: until then requests to it fail at once. CloseIdleConnections should be called when it is used
 // no more.
 type Transport struct {
 	*http.Transport
 	dialer net.Dialer
-	pauses pauses
+	pauses *pauses
+	h2     onlyHTTP2
 
 	mu     sync.Mutex            // guards what follows
 	spares map[string][]net.Conn // by address
+	hosts  map[string]derivedPair
 }
 
 const (
@@ -31,15 +36,18 @@ const (
 
 // NewTransport makes a Transport.
 func NewTransport() *Transport {
+	http1 := []string{"http/1.1"}
 	t := &Transport{
 		Transport: http.DefaultTransport.(*http.Transport).Clone(),
 		dialer:    net.Dialer{Timeout: 30 * time.Second, KeepAlive: 30 * time.Second},
+		pauses:    new(pauses),
 		spares:    make(map[string][]net.Conn),
 	}
 	t.DialContext = t.dial
 	t.Protocols = new(http.Protocols)
 	t.Protocols.SetHTTP1(true)
 	t.ForceAttemptHTTP2 = false
+	t.TLSClientConfig = &tls.Config{NextProtos: http1} // so that a server that doesn't speak it says so
 	t.DisableCompression = true
 	t.MaxIdleConns = 128
 	t.MaxIdleConnsPerHost = 16
@@ -49,9 +57,35 @@ func NewTransport() *Transport {
 	return t
 }
 
+// RoundTrip implements http.RoundTripper. It sends nothing to a server that has asked to be left alone.
+func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
+	answered, err := t.pauses.pass(req.Context(), req.URL.Host)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := t.send(req)
+	answered(resp)
+	return resp, err
+}
+
+// send sends a request without a body.
+func (t *Transport) send(req *http.Request) (*http.Response, error) {
+	if h2 := t.h2.carries(req.URL.Host); h2 != nil {
+		return h2.RoundTrip(req)
+	}
+	resp, err := t.Transport.RoundTrip(req)
+	if err != nil {
+		if h2 := t.h2.learn(req.URL.Host, err, t.Transport); h2 != nil {
+			return h2.RoundTrip(req)
+		}
+	}
+	return resp, err
+}
+
 // CloseIdleConnections closes what is not in use, spare connections, too.
 func (t *Transport) CloseIdleConnections() {
 	t.Transport.CloseIdleConnections()
+	t.h2.closeIdle()
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for _, all := range t.spares {
@@ -60,6 +94,10 @@ func (t *Transport) CloseIdleConnections() {
 		}
 	}
 	clear(t.spares)
+	for _, d := range t.hosts {
+		d.home.CloseIdleConnections()
+		d.away.CloseIdleConnections()
+	}
 }
 
 func (t *Transport) dial(ctx context.Context, network, address string) (net.Conn, error) {
@@ -102,6 +140,46 @@ func alive(c net.Conn) (ok bool) {
 	return ok && err == nil
 }
 
+// derived gives the transports for a host: one that knows its certificates, and one for servers that it names. Hosts of one key share theirs.
+func (t *Transport) derived(h hosts.Host) (home, away *Transport) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	d, ok := t.hosts[h.Key]
+	if !ok {
+		if t.hosts == nil || len(t.hosts) >= maxDerived {
+			for _, d := range t.hosts {
+				d.home.Transport.CloseIdleConnections()
+				d.away.Transport.CloseIdleConnections()
+			}
+			t.hosts = make(map[string]derivedPair)
+		}
+		d = derivedPair{t.derive(h.TLS, h), t.derive(h.Away, hosts.Host{Proxy: h.Proxy})}
+		t.hosts[h.Key] = d
+	}
+	return d.home, d.away
+}
+
+// maxDerived is how many hosts have transports of their own.
+const maxDerived = 64
+
+type derivedPair struct{ home, away *Transport }
+
+func (t *Transport) derive(conf *tls.Config, h hosts.Host) *Transport {
+	n := NewTransport()
+	n.pauses = t.pauses
+	if conf != nil {
+		n.TLSClientConfig = conf.Clone()
+		n.TLSClientConfig.NextProtos = t.TLSClientConfig.NextProtos
+	}
+	if h.DialTimeout > 0 {
+		n.dialer.Timeout = h.DialTimeout
+	}
+	if h.Proxy != nil {
+		n.Proxy = http.ProxyURL(h.Proxy)
+	}
+	return n
+}
+
 // warm opens connections to an address that will be asked for many things at once as soon as the first answer has come: they need not be
 // waited for then. Those that nobody uses are closed after a while.
 func (t *Transport) warm(ctx context.Context, address string) {
@@ -136,19 +214,12 @@ func (t *Transport) drop(address string, c net.Conn) {
 
 // Warm says that the repository will soon be asked for many blobs at once. It does nothing where a proxy stands between.
 func (r *Repo) Warm(ctx context.Context) {
-	carrier := r.transport
-	for { // one that watches may be around it
-		w, ok := carrier.(interface{ Unwrap() http.RoundTripper })
-		if !ok {
-			break
-		}
-		carrier = w.Unwrap()
+	first := r.endpoints[0]
+	t, _ := carrier(r.transport)
+	if t == nil || len(r.endpoints) > 1 {
+		return // which will be asked isn't known
 	}
-	t, ok := carrier.(*Transport)
-	if !ok {
-		return
-	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, r.url("blobs", ""), nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, first.url("blobs", "").String(), nil)
 	if err != nil {
 		return
 	}

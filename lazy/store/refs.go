@@ -17,6 +17,9 @@ type Ref struct {
 	Insecure bool      `json:"insecure,omitempty"` // plain HTTP is permitted with its registry
 	Resolved time.Time `json:"resolved"`           // when it was first found to be this manifest
 
+	// HostsDirs are folders that say which servers stand for its registry, where they aren't the usual ones.
+	HostsDirs string `json:"hostsDirs,omitempty"`
+
 	// Asked is when its registry last said that it is this manifest. It is the file's time of change: to keep it nothing need be
 	// written anew.
 	Asked time.Time `json:"-"`

@@ -3,11 +3,13 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"runtime/debug"
 	"strings"
 	"sync"
@@ -22,6 +24,7 @@ import (
 	"github.com/pexfs/pex/lazy"
 	"github.com/pexfs/pex/lazy/ref"
 	"github.com/pexfs/pex/lazy/registry"
+	"github.com/pexfs/pex/lazy/registry/hosts"
 	"github.com/pexfs/pex/lazy/store"
 )
 
@@ -89,6 +92,8 @@ type OpenOptions struct {
 	Quiet    bool // no progress, only warnings
 	Offline  bool // open only what the cache has, and is complete
 	Pull     Pull // when the registry is asked for a tag
+	// HostsDirs are folders that say which servers stand for a registry: see hosts.Dirs.
+	HostsDirs string
 	// Profile, if it isn't nil, names a profile to look for beside an image that isn't cached.
 	Profile *string
 	Trust
@@ -108,13 +113,20 @@ func Open(ctx context.Context, program, name string, o OpenOptions) (*daemon.Cli
 	if err != nil {
 		return nil, nil, err
 	}
-	req := daemon.OpenRequest{Ref: r.String(), Platform: o.Platform, Fill: o.Fill, Insecure: o.Insecure, Offline: o.Offline, Pull: lazy.Pull(o.Pull), Profile: o.Profile, Strict: o.Strict, Verify: bool(o.Verify), MaxSize: int64(o.MaxSize), MaxEntries: int(o.MaxEntries)}
+	dirs, err := absoluteDirs(cmp.Or(o.HostsDirs, os.Getenv(hosts.EnvDirs)))
+	if err != nil {
+		return nil, nil, err
+	}
+	req := daemon.OpenRequest{Ref: r.String(), Platform: o.Platform, Fill: o.Fill, Insecure: o.Insecure, Offline: o.Offline, Pull: lazy.Pull(o.Pull), HostsDirs: dirs, Profile: o.Profile, Strict: o.Strict, Verify: bool(o.Verify), MaxSize: int64(o.MaxSize), MaxEntries: int(o.MaxEntries)}
 	if r.Transport == ref.Registry && !o.Offline {
 		a, err := registry.Credentials(ctx, r)
 		if err != nil {
 			return nil, nil, fmt.Errorf("finding credentials for %s: %w", r, err)
 		}
 		req.Auth = &a
+		if req.HostAuth, err = daemon.HostCredentials(ctx, r, dirs); err != nil {
+			return nil, nil, err
+		}
 	}
 	p := NewProgress(program, os.Stderr, o.Quiet)
 	defer p.End()
@@ -126,6 +138,19 @@ func Open(ctx context.Context, program, name string, o OpenOptions) (*daemon.Cli
 		}
 	}
 	return c, opened, err
+}
+
+// absoluteDirs makes the names in a list of folders mean the same to another process.
+func absoluteDirs(list string) (string, error) {
+	all := filepath.SplitList(list)
+	for i, dir := range all {
+		abs, err := filepath.Abs(dir)
+		if err != nil {
+			return "", fmt.Errorf("finding %s: %w", dir, err)
+		}
+		all[i] = abs
+	}
+	return strings.Join(all, string(filepath.ListSeparator)), nil
 }
 
 // Progress shows how far an operation is, on one line of a terminal. Its methods may be called concurrently.

@@ -60,8 +60,12 @@ type OpenRequest struct {
 	// Offline asks no registry, and Pull says when one is asked for a tag: lazy.OpenOptions.
 	Offline bool      `json:"offline,omitempty"`
 	Pull    lazy.Pull `json:"pull,omitempty"`
-	// Auth are the credentials for the reference's registry. The daemon keeps them in memory only.
-	Auth *authn.AuthConfig `json:"auth,omitempty"`
+	// HostsDirs are folders that say which servers stand for the registry: hosts.Dirs. It is remembered with the reference.
+	HostsDirs string `json:"hostsDirs,omitempty"`
+	// Auth are the credentials for the reference's registry, and HostAuth those for other servers that stand for it, by host and port. The
+	// daemon keeps them in memory only.
+	Auth     *authn.AuthConfig           `json:"auth,omitempty"`
+	HostAuth map[string]authn.AuthConfig `json:"hostAuth,omitempty"`
 }
 
 // Opened is an image that can be read.

@@ -43,7 +43,7 @@ func (s *server) openImage(ctx context.Context, req OpenRequest, out *lines) (*O
 	defer opened("")
 	var repo lazy.Repo
 	if !req.Offline {
-		if repo, err = s.openRepo(ctx, name, req.Auth, req.Insecure); err != nil {
+		if repo, err = s.openRepo(ctx, name, RepoOptions{Auth: req.Auth, HostAuth: req.HostAuth, HostsDirs: req.HostsDirs, Insecure: req.Insecure}); err != nil {
 			return nil, err
 		}
 		if _, err := s.st.Ref(name.String(), p.String()); err != nil { // all its layers will be asked for
@@ -69,7 +69,7 @@ func (s *server) openImage(ctx context.Context, req OpenRequest, out *lines) (*O
 		s.mu.Unlock()
 	}()
 	var last time.Time
-	o, err := s.cache.Open(ctx, name, repo, lazy.OpenOptions{Cold: cold, Platform: p, Strict: req.Strict, Verify: req.Verify, Offline: req.Offline, Pull: req.Pull, Insecure: req.Insecure, MaxSize: req.MaxSize, MaxEntries: req.MaxEntries, Progress: func(e lazy.Event) {
+	o, err := s.cache.Open(ctx, name, repo, lazy.OpenOptions{Cold: cold, Platform: p, Strict: req.Strict, Verify: req.Verify, Offline: req.Offline, Pull: req.Pull, Insecure: req.Insecure, HostsDirs: req.HostsDirs, MaxSize: req.MaxSize, MaxEntries: req.MaxEntries, Progress: func(e lazy.Event) {
 		s.mu.Lock()
 		same := op.Event.Stage == e.Stage && time.Since(last) < 100*time.Millisecond
 		op.Event = e

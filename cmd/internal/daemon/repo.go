@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/authn"
+	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
 	"github.com/pexfs/pex/lazy"
@@ -16,6 +17,7 @@ import (
 	"github.com/pexfs/pex/lazy/layout"
 	"github.com/pexfs/pex/lazy/ref"
 	"github.com/pexfs/pex/lazy/registry"
+	"github.com/pexfs/pex/lazy/registry/hosts"
 	"github.com/pexfs/pex/lazy/store"
 )
 
@@ -38,6 +40,13 @@ const (
 	failureLife = time.Second
 	maxBlobs    = 8192 // that something is remembered of
 )
+
+// Distrust is told that wrong bytes came.
+func (r *repo) Distrust(digest v1.Hash) {
+	if d, ok := r.Repo.(interface{ Distrust(v1.Hash) }); ok {
+		d.Distrust(digest)
+	}
+}
 
 func (r *repo) Blob(d v1.Descriptor) blob.Source {
 	r.mu.Lock()
@@ -102,18 +111,23 @@ func (s *server) repoOf(ctx context.Context, info store.Info, of string, auth *a
 	if best.Ref != of {
 		auth = nil
 	}
-	name, err := ref.Parse(best.Ref)
+	at, err := ref.Parse(best.Ref)
 	if err != nil {
 		return nil, err
 	}
-	return s.openRepo(ctx, name, auth, best.Insecure)
+	return s.openRepo(ctx, at, RepoOptions{Auth: auth, Insecure: best.Insecure, HostsDirs: best.HostsDirs})
 }
 
 // RepoOptions say how to get at a repository.
 type RepoOptions struct {
-	// Auth are the credentials for its registry. Without any they are looked for in the files of the user that runs this process: so an
-	// image whose client is gone can still be filled after a restart.
-	Auth      *authn.AuthConfig
+	// Auth are the credentials for its registry, and HostAuth those for other servers that stand for it, by host and port. What is nil is
+	// looked for: so an image whose client is gone can still be filled after a restart.
+	Auth     *authn.AuthConfig
+	HostAuth map[string]authn.AuthConfig
+	// Credentials looks for them; nil: registry.Credentials, in the files of the user that runs this process.
+	Credentials func(context.Context, ref.Ref) (authn.AuthConfig, error)
+
+	HostsDirs string            // folders of hosts.toml: see hosts.Dirs
 	Insecure  bool              // plain HTTP is permitted with a registry that isn't on this machine
 	Transport http.RoundTripper // see registry.Options
 	Stalls    *blob.Stalls      // are told of what hangs; may be nil
@@ -129,18 +143,60 @@ func OpenRepo(ctx context.Context, r ref.Ref, o RepoOptions) (lazy.Repo, error) 
 		}
 		return &repo{Repo: l}, nil
 	case ref.Registry:
+		servers, err := hosts.Find(hosts.Dirs(o.HostsDirs), r.Name.Context().RegistryStr())
+		if err != nil {
+			return nil, err
+		}
+		if o.Credentials == nil {
+			o.Credentials = registry.Credentials
+		}
 		if o.Auth == nil {
-			a, err := registry.Credentials(ctx, r)
+			a, err := o.Credentials(ctx, r)
 			if err != nil {
 				return nil, err
 			}
 			o.Auth = &a
 		}
-		g, err := registry.Open(r, registry.Options{Auth: *o.Auth, Insecure: o.Insecure, Transport: o.Transport, UserAgent: "pex"})
+		if o.HostAuth == nil {
+			if o.HostAuth, err = credentials(ctx, r, servers, o.Credentials); err != nil {
+				return nil, err
+			}
+		}
+		g, err := registry.Open(r, registry.Options{
+			Auth: *o.Auth, Insecure: o.Insecure, Transport: o.Transport, UserAgent: "pex", Hosts: servers, HostAuth: o.HostAuth,
+		})
 		if err != nil {
 			return nil, err
 		}
 		return &repo{Repo: g, stalls: o.Stalls}, nil
 	}
 	return nil, fmt.Errorf("reference %s: no such transport", r)
+}
+
+// HostCredentials finds this user's credentials for servers that stand for a reference's registry, by host and port.
+func HostCredentials(ctx context.Context, r ref.Ref, dirs string) (map[string]authn.AuthConfig, error) {
+	servers, err := hosts.Find(hosts.Dirs(dirs), r.Name.Context().RegistryStr())
+	if err != nil {
+		return nil, err
+	}
+	return credentials(ctx, r, servers, registry.Credentials)
+}
+
+func credentials(ctx context.Context, r ref.Ref, servers []hosts.Host, find func(context.Context, ref.Ref) (authn.AuthConfig, error)) (map[string]authn.AuthConfig, error) {
+	all := make(map[string]authn.AuthConfig)
+	for _, h := range servers {
+		there, err := name.NewRepository(h.Root.Host + "/" + r.Name.Context().RepositoryStr())
+		if err != nil {
+			return nil, fmt.Errorf("finding credentials for %s: %w", h.Root.Host, err)
+		}
+		r.Name = there.Tag("latest") // only the repository counts
+		a, err := find(ctx, r)
+		if err != nil {
+			return nil, err
+		}
+		if a != (authn.AuthConfig{}) {
+			all[h.Root.Host] = a
+		}
+	}
+	return all, nil
 }

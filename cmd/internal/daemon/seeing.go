@@ -9,7 +9,6 @@ import (
 	"net/http/pprof"
 	"os"
 
-	"github.com/google/go-containerregistry/pkg/authn"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
 	"github.com/pexfs/pex/cmd/internal/metrics"
@@ -90,16 +89,10 @@ func (s *server) health(w http.ResponseWriter, r *http.Request) {
 	json.NewEncoder(w).Encode(h)
 }
 
-// openRepo is OpenRepo with what is fetched counted.
-func (s *server) openRepo(ctx context.Context, r ref.Ref, auth *authn.AuthConfig, insecure bool) (lazy.Repo, error) {
-	if auth == nil && r.Transport == ref.Registry {
-		a, err := s.keyring.credentials(ctx, r)
-		if err != nil {
-			return nil, err
-		}
-		auth = &a
-	}
-	from, err := OpenRepo(ctx, r, RepoOptions{Auth: auth, Insecure: insecure, Transport: s.transport, Stalls: s.stalls})
+// openRepo is OpenRepo by the daemon's own transport, with what is fetched counted.
+func (s *server) openRepo(ctx context.Context, r ref.Ref, o RepoOptions) (lazy.Repo, error) {
+	o.Transport, o.Stalls, o.Credentials = s.transport, s.stalls, s.keyring.credentials
+	from, err := OpenRepo(ctx, r, o)
 	if err != nil {
 		return nil, err
 	}

@@ -22,6 +22,9 @@ type transport struct {
 // Unwrap is the transport that carries the requests.
 func (t *transport) Unwrap() http.RoundTripper { return t.base }
 
+// Wrap is another transport, with its requests counted with those of this one.
+func (t *transport) Wrap(base http.RoundTripper) http.RoundTripper { return &transport{t.m, base} }
+
 func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	ctx := req.Context()
 	again := blob.Again(ctx)
