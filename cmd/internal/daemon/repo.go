@@ -60,10 +60,13 @@ func (r *repo) Blob(d v1.Descriptor) blob.Source {
 	}
 	src := r.Repo.Blob(d)
 	again := blob.Retry(src, blob.Policy{})
-	if at, ok := src.(interface{ Where() string }); ok && r.stalls != nil {
-		again = r.stalls.Watch(again, at.Where)
+	if at, ok := src.(interface{ Where() string }); ok { // a folder is asked as often as one likes
+		if r.stalls != nil {
+			again = r.stalls.Watch(again, at.Where)
+		}
+		again = blob.Remember(again, failureLife)
 	}
-	r.blobs[id] = blob.Remember(again, failureLife)
+	r.blobs[id] = again
 	return r.blobs[id]
 }
 
