@@ -161,11 +161,7 @@ func waitCommand(cacheDir *string) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			st, err := c.Status(cmd.Context())
-			if err != nil {
-				return err
-			}
-			im, err := cli.Find(st, args[0])
+			im, err := cli.Lookup(cmd.Context(), c, args[0])
 			if err != nil {
 				return err
 			}

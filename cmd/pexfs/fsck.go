@@ -55,7 +55,7 @@ was healed, 4 damage that is left, 8 fsck itself failed.`,
 				images = nil
 			}
 			for _, a := range args {
-				im, err := cli.Find(st, a)
+				im, err := cli.Lookup(cmd.Context(), c, a)
 				if err != nil {
 					return exitError{fsckFailed, err}
 				}

@@ -248,7 +248,7 @@ func (k *killing) cycle(ctx, lives context.Context, rnd *rand.Rand, im *image, r
 			rest(lives, time.Duration(rnd.Int64N(int64(time.Second))))
 		}
 		k.enter(im, "sealing")
-		root, err := k.w.seal(ctx, ref)
+		root, err := k.w.seal(ctx, dir)
 		if err != nil {
 			done()
 			wg.Wait()
@@ -260,7 +260,7 @@ func (k *killing) cycle(ctx, lives context.Context, rnd *rand.Rand, im *image, r
 		}
 		if rnd.IntN(3) == 0 {
 			k.enter(im, "checking")
-			if _, err := k.w.do(ctx, "fsck", "-n", ref); err != nil {
+			if _, err := k.w.do(ctx, "fsck", "-n", dir); err != nil {
 				k.w.fault("%s: %v", im.name, err)
 			}
 		}
