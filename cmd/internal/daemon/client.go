@@ -23,7 +23,8 @@ var ErrGone = errors.New("no daemon answers")
 type Client struct {
 	dir, sock string
 	http      *http.Client
-	ensures   bool // asks the next daemon, and starts it, where one ends before it has answered
+	ensures   bool          // asks the next daemon, and starts it, where one ends before it has answered
+	needs     chan struct{} // has an entry for each Need under way
 }
 
 // NewClient makes a client; it connects with each call.
@@ -50,9 +51,9 @@ func newClient(cacheDir, sock string) *Client {
 			}
 			return conn, nil
 		},
-		MaxIdleConnsPerHost: 64,
+		MaxIdleConnsPerHost: needsMost,
 	}
-	return &Client{dir: cacheDir, sock: sock, http: &http.Client{Transport: t}}
+	return &Client{dir: cacheDir, sock: sock, http: &http.Client{Transport: t}, needs: make(chan struct{}, needsMost)}
 }
 
 // do sends a request and turns an answer that is not a success into its error.
@@ -166,6 +167,11 @@ func (c *Client) Lease(ctx context.Context, k store.Key, who string, fill bool) 
 
 // Need waits until these bytes of the image file are present.
 func (c *Client) Need(ctx context.Context, k store.Key, r NeedRequest) error {
+	done, err := c.begin(ctx, &r)
+	if err != nil {
+		return err
+	}
+	defer done()
 	resp, err := c.do(ctx, http.MethodPost, imagePath(k, "/need"), r)
 	if err != nil {
 		return err
