@@ -62,35 +62,11 @@ func kills(ctx context.Context, o options, res *result) (err error) {
 	if err != nil {
 		return err
 	}
-	reg, err := serve(killRate)
+	k, end, err := newKilling(ctx, o, images, killRate)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, reg.close()) }()
-	k := &killing{reg: reg, images: images, refs: make(map[*image]string), victims: o.victims, phase: make(map[*image]string), hit: make(map[string]int)}
-	for _, im := range images {
-		k.refs[im] = reg.add(im)
-	}
-	if k.roots, err = undisturbed(ctx, o, images, k.refs); err != nil {
-		return err
-	}
-	for _, im := range images {
-		reg.forget(im)
-	}
-	reg.mu.Lock()
-	reg.counts = sends{}
-	reg.mu.Unlock()
-	if k.w, err = newWorld(o.bin); err != nil {
-		return err
-	}
-	defer func() {
-		res.Wrong = append(res.Wrong, k.w.faults()...)
-		if len(res.Wrong) > 0 || err != nil {
-			b, _ := os.ReadFile(filepath.Join(k.w.cache, "daemon.log"))
-			fmt.Fprintf(os.Stderr, "the end of the daemon's log:\n%s", b[max(0, len(b)-4000):])
-		}
-		err = errors.Join(err, k.w.end())
-	}()
+	defer func() { err = errors.Join(err, end(res, err)) }()
 	lives, stop := context.WithCancel(ctx)
 	defer stop()
 	var wg sync.WaitGroup
@@ -104,7 +80,7 @@ func kills(ctx context.Context, o options, res *result) (err error) {
 		return err
 	}
 	k.settle(ctx)
-	c := reg.counted()
+	c := k.reg.counted()
 	if c.Repeated > c.InFlight {
 		k.w.fault("the registry has sent %d bytes again, and %d at most were in flight at kills", c.Repeated, c.InFlight)
 	}
@@ -115,6 +91,39 @@ func kills(ctx context.Context, o options, res *result) (err error) {
 		"requests": c.Requests, "requests at once": c.Most,
 	})
 	return nil
+}
+
+// newKilling makes a world for these images, whose roots are known, and a registry that sends at a rate. end ends it, after an error or
+// nil, and says in res what is wrong.
+func newKilling(ctx context.Context, o options, images []*image, rate int64) (k *killing, end func(res *result, err error) error, err error) {
+	reg, err := serve(rate)
+	if err != nil {
+		return nil, nil, err
+	}
+	k = &killing{reg: reg, images: images, refs: make(map[*image]string), victims: o.victims, phase: make(map[*image]string), hit: make(map[string]int)}
+	for _, im := range images {
+		k.refs[im] = reg.add(im)
+	}
+	if k.roots, err = undisturbed(ctx, o, images, k.refs); err == nil {
+		k.w, err = newWorld(o.bin)
+	}
+	if err != nil {
+		return nil, nil, errors.Join(err, reg.close())
+	}
+	for _, im := range images {
+		reg.forget(im)
+	}
+	reg.mu.Lock()
+	reg.counts = sends{}
+	reg.mu.Unlock()
+	return k, func(res *result, err error) error {
+		res.Wrong = append(res.Wrong, k.w.faults()...)
+		if len(res.Wrong) > 0 || err != nil {
+			b, _ := os.ReadFile(filepath.Join(k.w.cache, "daemon.log"))
+			fmt.Fprintf(os.Stderr, "the end of the daemon's log:\n%s", b[max(0, len(b)-4000):])
+		}
+		return errors.Join(k.w.end(), reg.close())
+	}, nil
 }
 
 // undisturbed completes images, and gives their roots.
@@ -211,7 +220,7 @@ func (k *killing) kill(ctx context.Context, rnd *rand.Rand, victim string) (ok b
 // live has an image mounted, read, and so on, over and over until lives ends.
 func (k *killing) live(ctx, lives context.Context, rnd *rand.Rand, im *image) {
 	ref, dir := k.refs[im], filepath.Join(k.w.dir, "mnt", im.name)
-	if err := os.Mkdir(dir, 0o700); err != nil {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
 		k.w.fault("%v", err)
 		return
 	}

@@ -60,6 +60,7 @@ func parts() []part {
 		{"readers", "many readers at once", manyReaders},
 		{"layers", "images of many layers", manyLayers},
 		{"fair", "a busy image, a lone reader, and a silent registry", fair},
+		{"soak", "all of this for a while, and the counts it began with in the end", soak},
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 type usage struct {
 	Anon        int64 // bytes of memory that are no file's
 	Descriptors int64
+	Files       int64 // those of them that are of files
 	Threads     int64
 }
 
@@ -35,10 +36,16 @@ func usageOf(pid int) (u usage, err error) {
 	}
 	fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
 	u.Descriptors = int64(len(fds))
+	for _, fd := range fds {
+		if to, err := os.Readlink(fmt.Sprintf("/proc/%d/fd/%s", pid, fd.Name())); err == nil && strings.HasPrefix(to, "/") {
+			u.Files++
+		}
+	}
 	return u, err
 }
 
 // most keeps the greatest of each.
 func (u *usage) most(o usage) {
-	u.Anon, u.Descriptors, u.Threads = max(u.Anon, o.Anon), max(u.Descriptors, o.Descriptors), max(u.Threads, o.Threads)
+	u.Anon, u.Threads = max(u.Anon, o.Anon), max(u.Threads, o.Threads)
+	u.Descriptors, u.Files = max(u.Descriptors, o.Descriptors), max(u.Files, o.Files)
 }
