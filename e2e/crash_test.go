@@ -25,7 +25,7 @@ func processes(cache, part string) []int {
 	var pids []int
 	for _, p := range procs {
 		b, err := os.ReadFile(p)
-		if err != nil || !strings.Contains(string(b), "\x00"+part+"\x00--cache-dir\x00"+cache+"\x00") {
+		if err != nil || !strings.Contains(string(b), "\x00"+part+"\x00") || !strings.Contains(string(b), "\x00--cache-dir\x00"+cache+"\x00") {
 			continue
 		}
 		if pid, err := strconv.Atoi(filepath.Base(filepath.Dir(p))); err == nil {
