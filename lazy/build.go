@@ -152,12 +152,15 @@ func (c *Cache) write(ctx context.Context, f *store.Image, l *erofs.Layout, sour
 	at := int64(block)
 	for _, e := range l.Extents() {
 		if at < e.Off {
-			f.PutZeros(at, e.Off)
+			if err := f.PutZeros(at, e.Off); err != nil {
+				return nil, err
+			}
 		}
 		at = (e.Off + e.Size + block - 1) / block * block
 	}
-	f.PutZeros(at, l.MetaOffset())
-	f.PutZeros(put.end(l.MetaOffset()), l.Size())
+	if err := errors.Join(f.PutZeros(at, l.MetaOffset()), f.PutZeros(put.end(l.MetaOffset()), l.Size())); err != nil {
+		return nil, err
+	}
 
 	spools := c.openSpools(sources, layers)
 	defer spools.close()

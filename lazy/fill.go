@@ -3,6 +3,7 @@ package lazy
 import (
 	"cmp"
 	"context"
+	"errors"
 	"math/rand/v2"
 	"sync"
 	"time"
@@ -14,8 +15,8 @@ import (
 )
 
 // Fill fetches all that is missing, behind the readers, and seals the image. It goes on through faults of the network,
-// waiting longer from one to the next, until ctx ends; it gives up on bytes that are wrong, on a registry that refuses, and on a disk
-// that won't take them. A second call while one runs returns at once.
+// waiting longer from one to the next, until ctx ends, and rests while the folder takes no more (Cache.Trouble); it gives up on bytes that
+// are wrong and on a registry that refuses. A second call while one runs returns at once.
 func (im *Image) Fill(ctx context.Context) error {
 	ctx, done, err := im.begin(ctx)
 	if err != nil {
@@ -36,7 +37,7 @@ func (im *Image) Fill(ctx context.Context) error {
 		err = im.c.refused(im.file.Info)
 	}
 	if err == nil {
-		err = im.file.Seal()
+		err = im.seal(ctx)
 	}
 	err = cmp.Or(err, g.Wait())
 	if im.file.State() == store.Sealed {
@@ -50,6 +51,31 @@ func (im *Image) Fill(ctx context.Context) error {
 	return err
 }
 
+// seal puts the complete image on disk. What a failing disk has lost is missing again, and fetched.
+func (im *Image) seal(ctx context.Context) error {
+	for wait := roomLook; ; wait = min(2*wait, time.Minute) {
+		err := im.file.Seal()
+		if !errors.Is(err, store.ErrUnwritable) {
+			return err
+		}
+		im.c.met(err, 0)
+		if im.file.State() == store.Lazy {
+			im.mu.Lock()
+			clear(im.done)
+			im.mu.Unlock()
+		}
+		if err := sleep(ctx, wait); err != nil {
+			return err
+		}
+		if err := im.c.awaitRoom(ctx); err != nil {
+			return err
+		}
+		if err := im.fill(ctx); err != nil {
+			return err
+		}
+	}
+}
+
 func (im *Image) fill(ctx context.Context) error {
 	if im.plan == nil {
 		return nil
@@ -58,8 +84,15 @@ func (im *Image) fill(ctx context.Context) error {
 		if _, ok := im.clones[i]; !ok {
 			continue
 		}
-		if e := im.plan.extent(i); !im.file.Has(e.off, e.size) {
-			if err := im.copyClone(ctx, i, e); err != nil {
+		for e := im.plan.extent(i); !im.file.Has(e.off, e.size); {
+			err := im.copyClone(ctx, i, e)
+			if err == nil {
+				break // if it is damaged there, it is fetched
+			}
+			if !errors.Is(err, store.ErrUnwritable) {
+				return err
+			}
+			if err := im.c.awaitRoom(ctx); err != nil {
 				return err
 			}
 		}
@@ -115,11 +148,20 @@ func (im *Image) fill(ctx context.Context) error {
 // fillRun fetches one run once no reader waits, and again after a fault that may pass.
 func (im *Image) fillRun(ctx context.Context, r run, p *pace) error {
 	for wait := time.Second; ; wait = min(2*wait, time.Minute) {
+		if err := im.c.awaitRoom(ctx); err != nil {
+			return err
+		}
+		if im.writeHeld(r) {
+			return nil
+		}
 		if err := p.take(ctx); err != nil {
 			return err
 		}
 		err := im.fetchBehind(ctx, r)
 		p.give()
+		if err == nil && im.c.troubled() != nil {
+			continue // it may be held
+		}
 		if err == nil || ctx.Err() != nil || !blob.Temporary(err) {
 			return err
 		}

@@ -195,7 +195,7 @@ func (im *Image) closeClones() {
 }
 
 // Need makes the n bytes from off on present, fetching what is missing before any filler's work. Its error tells why it
-// can't: the network's, blob.ErrDigestMismatch, a full disk, ctx's, or ErrReopened.
+// can't: the network's, blob.ErrDigestMismatch, store.ErrUnwritable, ctx's, or ErrReopened.
 func (im *Image) Need(ctx context.Context, off, n int64) error {
 	size := im.file.Info.Size
 	if off < 0 || n <= 0 || off > size-n {
@@ -212,12 +212,8 @@ func (im *Image) Need(ctx context.Context, off, n int64) error {
 	if im.plan == nil {
 		return ErrReopened
 	}
-	ctx = im.purpose(ctx, blob.ForReader)
-	if _, bounded := ctx.Deadline(); !bounded {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeoutCause(ctx, im.c.opts.ReadTimeout, fmt.Errorf("no data for %v", im.c.opts.ReadTimeout))
-		defer cancel()
-	}
+	ctx, cancel := im.c.patience(im.purpose(ctx, blob.ForReader))
+	defer cancel()
 	waiting := &im.fetchedIn().readers
 	waiting.enter()
 	defer waiting.leave()
@@ -231,22 +227,38 @@ func (im *Image) Need(ctx context.Context, off, n int64) error {
 			continue
 		}
 		if _, ok := im.clones[i]; ok {
-			if err := im.copyClone(ctx, i, e); err != nil {
-				return err
+			if !im.c.look() {
+				continue // it can be read there
 			}
-			if im.file.Has(e.off, e.size) {
+			if err := im.copyClone(ctx, i, e); err != nil && !errors.Is(err, store.ErrUnwritable) {
+				return err
+			} else if err != nil || im.file.Has(e.off, e.size) {
 				continue
 			}
 		}
 		// whole blocks count, so a chunk that ends in the first block wanted is wanted too
 		from, to := max(off/store.BlockSize*store.BlockSize, e.off)-e.off, min((off+n+store.BlockSize-1)/store.BlockSize*store.BlockSize, e.off+e.size)-e.off
 		for k := im.plan.chunkAt(e, from); k < int(e.first+e.chunks) && im.plan.chunk(k).Off < to; k++ {
-			if !im.hasChunk(e, k) {
+			if !im.hasChunk(e, k) && !im.retry(e, k) {
 				chunks = append(chunks, i, k)
 			}
 		}
 	}
-	return im.fetchAll(ctx, chunks)
+	if err := im.fetchAll(ctx, chunks); err != nil || im.file.Has(off, n) {
+		return err
+	}
+	if err := im.c.troubled(); err != nil {
+		return err
+	}
+	return fmt.Errorf("reading image %s: %w", im.file.Info.Key, store.ErrUnwritable) // it has just become writable again
+}
+
+// patience bounds how long a reader waits for the network, if he hasn't said it.
+func (c *Cache) patience(ctx context.Context) (context.Context, context.CancelFunc) {
+	if _, bounded := ctx.Deadline(); bounded {
+		return ctx, func() {}
+	}
+	return context.WithTimeoutCause(ctx, c.opts.ReadTimeout, fmt.Errorf("no data for %v", c.opts.ReadTimeout))
 }
 
 // hasChunk tells whether a chunk was written, by this process or an earlier one.
@@ -268,7 +280,11 @@ func (im *Image) copyClone(ctx context.Context, i int, e extent) error {
 		if !cl.from.Intact(ctx, cl.off, e.size) {
 			return ctx.Err()
 		}
-		return im.file.Clone(e.off, cl.from.File(), cl.off, e.size, cl.from.Leaves(cl.off, e.size))
+		err := im.file.Clone(e.off, cl.from.File(), cl.off, e.size, cl.from.Leaves(cl.off, e.size))
+		if errors.Is(err, store.ErrUnwritable) {
+			im.c.met(err, e.size)
+		}
+		return err
 	})
 }
 
@@ -443,7 +459,7 @@ func (im *Image) fetchOnce(ctx context.Context, r run, j *job) error {
 	dec := im.c.decoders.Get().(*layer.ChunkReader)
 	defer im.c.decoders.Put(dec)
 	err = dec.Read(ctx, layer.Format(ly.Format), rd, start, chunks, func(i int, p []byte) error {
-		if err := im.place(im.plan.extent(ext[i]), nums[i], chunks[i], p); err != nil {
+		if err := im.keep(im.plan.extent(ext[i]), nums[i], p); err != nil {
 			return err
 		}
 		close(j.got[nums[i]])

@@ -91,6 +91,10 @@ type Cache struct {
 	fetches queue                          // of images' chunks, each for its image
 	streams queue                          // of layers that are read whole, each for its opening
 	tables  queue                          // of tables of contents, each for its opening
+	reading chan struct{}                  // has an entry for each Read under way that fetches or holds chunks
+
+	unwritten unwritten
+	trouble   trouble
 	// decoders are *layer.ChunkReaders at rest: each has some hundred KiB of tables and windows.
 	decoders sync.Pool
 	keys     store.Locks[store.Key] // of images that are loaded or changed
@@ -110,7 +114,7 @@ func NewCache(st *store.Store, o Options) *Cache {
 	if o.ReadTimeout == 0 {
 		o.ReadTimeout = time.Minute
 	}
-	c := &Cache{st: st, opts: o, log: o.Log, images: make(map[store.Key]*Image), using: make(map[string]int)}
+	c := &Cache{st: st, opts: o, log: o.Log, reading: make(chan struct{}, pieceNow), images: make(map[store.Key]*Image), using: make(map[string]int)}
 	c.wholes.scratch, c.wholes.idle = st.Scratch, wholeIdle
 	c.fetches = queue{each: fetchesEach, behind: fetchesBehind, free: fetchesAll}
 	c.streams = queue{each: streamsEach, free: streamsAll}

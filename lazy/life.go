@@ -65,6 +65,7 @@ func (c *Cache) change(ctx context.Context, k store.Key, f func(*Image) error) e
 		return f(nil)
 	}
 	im.end()
+	c.unwritten.drop(im, -1)
 	im.closeClones()
 	err = f(im)
 	return errors.Join(err, im.file.Close())

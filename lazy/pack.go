@@ -213,7 +213,9 @@ func copyRest(f *store.Image, r *bufio.Reader, want map[layer.Key]int64, content
 			return err
 		}
 		if layer.BlocksKey(ct.Size, leaves) == ct.Key {
-			f.Adopt(off, leaves)
+			if err := f.Adopt(off, leaves); err != nil {
+				return err
+			}
 			delete(want, ct.Key)
 		}
 	}

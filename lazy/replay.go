@@ -142,7 +142,11 @@ func (im *Image) replay(ctx context.Context, pairs []int) error {
 		wg.Go(func() {
 			for r := range next {
 				for _, part := range im.runs(im.untaken(r), replayRun) {
-					if err := im.fetchBehind(ctx, part); err != nil {
+					err := im.fetchBehind(ctx, part)
+					if err == nil {
+						err = im.c.troubled() // readers need the memory
+					}
+					if err != nil {
 						cancel(err)
 						break
 					}

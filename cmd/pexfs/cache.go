@@ -102,6 +102,9 @@ func statusCommand(cacheDir *string) *cobra.Command {
 				return printJSON(st)
 			}
 			fmt.Printf("daemon %d, cache %s\n", st.PID, st.Cache)
+			if st.Trouble != "" {
+				fmt.Printf("filling rests, and what is read isn't kept: %s\n", st.Trouble)
+			}
 			for _, o := range st.Opening {
 				fmt.Printf("opening %s: %s", o.Ref, o.Event.Stage)
 				if o.Event.Total > 0 {

@@ -20,16 +20,17 @@ func (im *Image) Clone(off int64, src *os.File, from, n int64, leaves []byte) er
 		return fmt.Errorf("cloning into image %s: %d bytes of leaves for %d of data", im.Info.Key, len(leaves), n)
 	}
 	if err := copyRange(im.f, off, src, from, n); err != nil {
-		return fmt.Errorf("cloning into image %s: %w", im.Info.Key, err)
+		return fmt.Errorf("cloning into image %s: %w", im.Info.Key, unwritable(err))
 	}
-	im.Adopt(off, leaves)
-	return nil
+	return im.Adopt(off, leaves)
 }
 
 // Adopt marks blocks from off on that were written whole, by PutPart, and whose Merkle leaves these are.
-func (im *Image) Adopt(off int64, leaves []byte) {
-	copy(im.tree.leaves[off/BlockSize*hashSize:], leaves)
-	im.mark(off/BlockSize, int64(len(leaves)/hashSize))
+func (im *Image) Adopt(off int64, leaves []byte) error {
+	return im.marked(func() {
+		copy(im.tree.leaves[off/BlockSize*hashSize:], leaves)
+		im.mark(off/BlockSize, int64(len(leaves)/hashSize))
+	})
 }
 
 // Leaves are the Merkle leaves of the n bytes from off on, which are present. They may be read until Close.

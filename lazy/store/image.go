@@ -324,8 +324,17 @@ func (im *Image) Put(off int64, p []byte) error {
 	} else if err := im.PutPart(off, p); err != nil {
 		return err
 	}
-	im.tree.hash(off/BlockSize, p)
-	im.mark(off/BlockSize, (int64(len(p))+BlockSize-1)/BlockSize)
+	return im.marked(func() {
+		im.tree.hash(off/BlockSize, p)
+		im.mark(off/BlockSize, (int64(len(p))+BlockSize-1)/BlockSize)
+	})
+}
+
+// marked calls f, which writes leaves and bits of blocks that were written.
+func (im *Image) marked(f func()) error {
+	if err := mapped(f); err != nil {
+		return fmt.Errorf("writing image %s: %w", im.Info.Key, err)
+	}
 	return nil
 }
 
@@ -341,10 +350,11 @@ func (im *Image) mark(first, n int64) {
 	}
 }
 
-// PutPart writes verified bytes that don't fill their blocks. FinishBlock follows when all of a block was written.
+// PutPart writes verified bytes that don't fill their blocks. FinishBlock follows when all of a block was written. The error of each method
+// that writes blocks wraps ErrUnwritable where the disk takes none.
 func (im *Image) PutPart(off int64, p []byte) error {
 	if _, err := im.f.WriteAt(p, off); err != nil {
-		return fmt.Errorf("writing image %s: %w", im.Info.Key, err)
+		return fmt.Errorf("writing image %s: %w", im.Info.Key, unwritable(err))
 	}
 	return nil
 }
@@ -353,7 +363,7 @@ func (im *Image) PutPart(off int64, p []byte) error {
 func (im *Image) FinishBlock(off int64, used int) error {
 	var b, zero [BlockSize]byte
 	if _, err := im.f.ReadAt(b[:], off); err != nil {
-		return fmt.Errorf("reading image %s: %w", im.Info.Key, err)
+		return fmt.Errorf("reading image %s: %w", im.Info.Key, unwritable(err))
 	}
 	if rest := b[used:]; !bytes.Equal(rest, zero[used:]) {
 		if err := im.PutPart(off+int64(used), zero[used:]); err != nil {
@@ -361,22 +371,26 @@ func (im *Image) FinishBlock(off int64, used int) error {
 		}
 		clear(rest)
 	}
-	im.tree.hash(off/BlockSize, b[:])
-	im.mark(off/BlockSize, 1)
-	return nil
+	return im.marked(func() {
+		im.tree.hash(off/BlockSize, b[:])
+		im.mark(off/BlockSize, 1)
+	})
 }
 
 // PutZeros marks the blocks of [off, end), both multiples of 4,096, which nothing is ever written to.
-func (im *Image) PutZeros(off, end int64) {
+func (im *Image) PutZeros(off, end int64) error {
 	var zero [BlockSize]byte
 	h := sha256.Sum256(zero[:])
-	for b := off / BlockSize; b < end/BlockSize; b++ {
-		copy(im.tree.leaf(b), h[:])
-	}
-	im.mark(off/BlockSize, (end-off)/BlockSize)
+	return im.marked(func() {
+		for b := off / BlockSize; b < end/BlockSize; b++ {
+			copy(im.tree.leaf(b), h[:])
+		}
+		im.mark(off/BlockSize, (end-off)/BlockSize)
+	})
 }
 
-// Seal puts a complete image on disk for good and records its Merkle root.
+// Seal puts a complete image on disk for good and records its Merkle root. Where the disk fails, the error wraps ErrUnwritable, and blocks
+// that are not on disk are missing again.
 func (im *Image) Seal() error {
 	if im.sealed.Load() {
 		return nil
@@ -400,15 +414,15 @@ func (im *Image) Seal() error {
 		}
 		return nil // whoever needs it and hasn't got it says so
 	})
-	if err := g.Wait(); err != nil {
-		return fmt.Errorf("sealing image %s: %w", im.Info.Key, err)
+	if err := g.Wait(); err != nil { // the next sync would not tell
+		return errors.Join(fmt.Errorf("sealing image %s: %w", im.Info.Key, unwritable(err)), im.distrust())
 	}
 	made := hex.EncodeToString(root[:])
 	if im.Info.Root != "" && im.Info.Root != made {
 		return fmt.Errorf("sealing image %s: its root was %s and is %s now", im.Info.Key, im.Info.Root, made)
 	}
 	if err := im.record(Sealed, made); err != nil {
-		return fmt.Errorf("sealing image %s: %w", im.Info.Key, err)
+		return fmt.Errorf("sealing image %s: %w", im.Info.Key, unwritable(err))
 	}
 	im.sealed.Store(true)
 	return nil

@@ -4,7 +4,7 @@
 //	GET    /v1/ping               Pong
 //	POST   /v1/open               OpenRequest -> lines of Message, the last one with opened or error
 //	GET    /v1/images/KEY/lease   keeps the image in the cache for as long as the answer is open; ?who=&fill=1
-//	POST   /v1/images/KEY/need    NeedRequest -> 204 when these bytes are present
+//	POST   /v1/images/KEY/need    NeedRequest -> 204 when these bytes are present; 200 with the first of them where the cache takes no more
 //	GET    /v1/images/KEY/wait    lines of Message, until the image is sealed
 //	POST   /v1/images/KEY/fsck    FsckRequest -> lines of Message, the last one with fsck or error
 //	POST   /v1/images/KEY/replay  ReplayRequest -> 204 at once
@@ -151,6 +151,8 @@ type Status struct {
 	Confined *confine.State `json:"confined"`
 	Opening  []Opening      `json:"opening"`
 	Images   []ImageStatus  `json:"images"`
+	// Trouble is why the cache takes no more: filling rests, and what is read isn't kept. It is empty where that is not so.
+	Trouble string `json:"trouble,omitempty"`
 }
 
 // Error is an error that went over the socket. Code tells the kinds apart that a program reacts to.
@@ -167,6 +169,7 @@ const (
 	CodeBusy      = "busy"
 	CodeNotCached = "not-cached"
 	CodeCorrupt   = "corrupt" // bytes came that are not what a digest says
+	CodeFull      = "full"    // the cache takes no more
 )
 
 var errBusy = errors.New("in use")
@@ -194,6 +197,8 @@ func toError(err error) *Error {
 		e.Hint = "without --pull never its registry is asked once"
 	case errors.Is(err, blob.ErrDigestMismatch):
 		e.Code = CodeCorrupt
+	case errors.Is(err, store.ErrUnwritable):
+		e.Code, e.Hint = CodeFull, "what is mounted can still be read; filling goes on by itself when the cache folder can be written to"
 	case errors.Is(err, store.ErrNotCached):
 		e.Code = CodeNotCached
 	case errors.Is(err, registry.ErrUnauthorized):

@@ -165,18 +165,32 @@ func (c *Client) Lease(ctx context.Context, k store.Key, who string, fill bool) 
 	return resp.Body, nil
 }
 
-// Need waits until these bytes of the image file are present.
-func (c *Client) Need(ctx context.Context, k store.Key, r NeedRequest) error {
+// Need waits until the bytes that r names of the image file are present. Where the cache takes no more it puts the first of them, one at
+// least, into p instead, which has r.N bytes, and returns how many.
+func (c *Client) Need(ctx context.Context, k store.Key, r NeedRequest, p []byte) (n int, err error) {
 	done, err := c.begin(ctx, &r)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	defer done()
 	resp, err := c.do(ctx, http.MethodPost, imagePath(k, "/need"), r)
 	if err != nil {
-		return err
+		return 0, err
 	}
-	return resp.Body.Close()
+	defer resp.Body.Close()
+	if resp.StatusCode == http.StatusNoContent {
+		return 0, nil
+	}
+	if resp.ContentLength <= 0 || resp.ContentLength > int64(len(p)) {
+		return 0, fmt.Errorf("the daemon gave %d bytes, where %d were wanted", resp.ContentLength, len(p))
+	}
+	if n, err = io.ReadFull(resp.Body, p[:resp.ContentLength]); err != nil {
+		if ctx.Err() != nil {
+			return 0, context.Cause(ctx)
+		}
+		return 0, fmt.Errorf("%w: its answer broke off: %w", ErrGone, err)
+	}
+	return n, nil
 }
 
 // Wait waits until the image is sealed.

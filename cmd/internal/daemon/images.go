@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strconv"
 	"time"
 
 	"github.com/pexfs/pex/lazy"
@@ -90,6 +91,7 @@ func (s *server) addLease(key store.Key, l *lease) bool {
 func (s *server) need(w http.ResponseWriter, r *http.Request) {
 	var req NeedRequest
 	err := readBody(r, &req)
+	var b []byte // where they can't be present
 	if err == nil {
 		ctx := r.Context()
 		if req.Timeout > 0 {
@@ -100,7 +102,9 @@ func (s *server) need(w http.ResponseWriter, r *http.Request) {
 		var im *lazy.Image
 		for range 2 { // a check that finds damage opens the image anew
 			if im, err = s.image(ctx, r); err == nil {
-				err = s.await(ctx, im, req)
+				if err = s.await(ctx, im, req); errors.Is(err, store.ErrUnwritable) {
+					b, err = im.Read(ctx, req.Off, req.N)
+				}
 			}
 			if !errors.Is(err, lazy.ErrReopened) {
 				break
@@ -114,7 +118,13 @@ func (s *server) need(w http.ResponseWriter, r *http.Request) {
 		fail(w, err)
 		return
 	}
-	w.WriteHeader(http.StatusNoContent)
+	if b == nil {
+		w.WriteHeader(http.StatusNoContent)
+		return
+	}
+	w.Header().Set("Content-Type", "application/octet-stream")
+	w.Header().Set("Content-Length", strconv.Itoa(len(b)))
+	w.Write(b)
 }
 
 func (s *server) wait(w http.ResponseWriter, r *http.Request) {
@@ -140,6 +150,10 @@ func (s *server) wait(w http.ResponseWriter, r *http.Request) {
 				return
 			}
 			s.fill(im)
+		}
+		if err := s.cache.Trouble(); err != nil && !sealed {
+			out.send(Message{Error: toError(err)})
+			return
 		}
 		st := s.imageStatus(im.Info(), nil)
 		if out.send(Message{Image: &st}) != nil || sealed {

@@ -40,7 +40,7 @@ func TestNeeds(t *testing.T) {
 	var all sync.WaitGroup
 	for range 5 * needsMost {
 		all.Go(func() {
-			if err := c.Need(t.Context(), "k", NeedRequest{N: 1, Timeout: timeout}); err == nil {
+			if _, err := c.Need(t.Context(), "k", NeedRequest{N: 1, Timeout: timeout}, make([]byte, 1)); err == nil {
 				t.Error("they have come")
 			}
 		})

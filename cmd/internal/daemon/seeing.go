@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -135,9 +136,12 @@ func (s *server) await(ctx context.Context, im *lazy.Image, req NeedRequest) err
 	start, size := im.Content(req.Off)
 	w := s.metrics.Wait(string(im.Info().Key), start, size, req.N)
 	err := im.Need(ctx, req.Off, req.N)
-	if err != nil && ctx.Err() == context.Canceled {
+	switch {
+	case err != nil && ctx.Err() == context.Canceled:
 		w.Done(context.Canceled)
-	} else {
+	case errors.Is(err, store.ErrUnwritable): // they have come
+		w.Done(nil)
+	default:
 		w.Done(err)
 	}
 	return err

@@ -67,6 +67,9 @@ func (s *server) status(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	st := Status{PID: os.Getpid(), Cache: s.st.Dir(), Started: s.started, Confined: s.confined, Opening: []Opening{}, Images: []ImageStatus{}}
+	if err := s.cache.Trouble(); err != nil {
+		st.Trouble = err.Error()
+	}
 	s.mu.Lock()
 	for o := range s.opening {
 		st.Opening = append(st.Opening, *o)

@@ -181,12 +181,22 @@ func (im *Image) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 		return 0, io.EOF
 	}
 	im.reads.Touch(off, n)
-	if !im.v.Has(off, n) {
-		if err := im.need(ctx, off, n); err != nil {
-			return 0, err
+	for at := 0; at < len(p); {
+		rest, from := p[at:], off+int64(at)
+		got := 0
+		if !im.v.Has(from, int64(len(rest))) {
+			var err error
+			if got, err = im.need(ctx, rest, from); err != nil {
+				return at, err
+			}
 		}
+		if got == 0 {
+			n, err := im.v.File().ReadAt(rest, from)
+			return at + n, err
+		}
+		at += got
 	}
-	return im.v.File().ReadAt(p, off)
+	return len(p), nil
 }
 
 // ReadFd gives a descriptor and an offset where these bytes lie, if they are all present.
@@ -198,24 +208,26 @@ func (im *Image) ReadFd(off int64, n int) (fd uintptr, fdOff int64, ok bool) {
 	return im.v.File().Fd(), off, true
 }
 
-func (im *Image) need(ctx context.Context, off, n int64) error {
+// need waits until what p is to be read from is present, or reads the first of it, got bytes, where the cache takes no more.
+func (im *Image) need(ctx context.Context, p []byte, off int64) (got int, err error) {
+	n := int64(len(p))
 	for wait := 20 * time.Millisecond; ; wait = min(2*wait, time.Second) {
-		err := im.c.Need(ctx, im.key, daemon.NeedRequest{Off: off, N: n, Timeout: im.wait})
-		if err == nil && !im.v.Has(off, n) {
-			return fmt.Errorf("reading image %.12s: the daemon says bytes at %d are present, the map does not", im.key, off)
+		got, err := im.c.Need(ctx, im.key, daemon.NeedRequest{Off: off, N: n, Timeout: im.wait}, p)
+		if err == nil && got == 0 && !im.v.Has(off, n) {
+			return 0, fmt.Errorf("reading image %.12s: the daemon says bytes at %d are present, the map does not", im.key, off)
 		}
 		if err == nil || ctx.Err() != nil || !errors.Is(err, daemon.ErrGone) {
-			return err
+			return got, err
 		}
 		t := time.NewTimer(wait)
 		select {
 		case <-ctx.Done():
 			t.Stop()
-			return context.Cause(ctx)
+			return 0, context.Cause(ctx)
 		case <-t.C:
 		}
 		if im.v.Has(off, n) {
-			return nil
+			return 0, nil
 		}
 	}
 }

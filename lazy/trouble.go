@@ -1,0 +1,85 @@
+package lazy
+
+import (
+	"context"
+	"sync"
+	"time"
+)
+
+// Where the folder takes no more, readers go on: verified chunks stay in memory for a while, and who asked for them gets bytes (Image.Read)
+// rather than blocks that are present. Fillers and replays rest until a look at the folder, now and then, finds that it takes more again.
+const (
+	roomLook  = 2 * time.Second // between two looks
+	roomTry   = 4 << 20         // bytes that must find room, at least
+	roomQuiet = time.Minute     // trouble that comes again so soon is the same
+)
+
+// trouble is what keeps the folder from being written to.
+type trouble struct {
+	mu    sync.Mutex // guards what follows
+	err   error      // nil: nothing does
+	need  int64      // bytes that were to be written
+	tried time.Time  // when that was tried last
+	over  time.Time  // when the last one ended
+}
+
+// met notes the error of writing n bytes, and says it to the log once.
+func (c *Cache) met(err error, n int64) {
+	t := &c.trouble
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.err == nil && time.Since(t.over) > roomQuiet {
+		c.log.Warn("the cache takes no more: filling rests, and what is read isn't kept", "cache", c.st.Dir(), "err", err)
+	}
+	if t.err == nil {
+		t.need = 0
+	}
+	t.err, t.need, t.tried = err, max(t.need, n), time.Now()
+}
+
+// Trouble is why the folder can't be written to, or nil. The error wraps store.ErrUnwritable.
+func (c *Cache) Trouble() error {
+	c.look()
+	return c.troubled()
+}
+
+func (c *Cache) troubled() error {
+	c.trouble.mu.Lock()
+	defer c.trouble.mu.Unlock()
+	return c.trouble.err
+}
+
+// look tells whether the folder can be written to. After trouble it tries, not too often.
+func (c *Cache) look() bool {
+	t := &c.trouble
+	t.mu.Lock()
+	if t.err == nil || time.Since(t.tried) < roomLook {
+		defer t.mu.Unlock()
+		return t.err == nil
+	}
+	t.tried = time.Now() // others wait for it to pass
+	n := max(t.need, roomTry)
+	t.mu.Unlock()
+	err := c.st.TryWriting(n)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.err == nil {
+		return true
+	}
+	if t.err = err; err != nil {
+		return false
+	}
+	t.over = time.Now()
+	c.log.Info("the cache can be written to again", "cache", c.st.Dir())
+	return true
+}
+
+// awaitRoom waits until the folder can be written to.
+func (c *Cache) awaitRoom(ctx context.Context) error {
+	for !c.look() {
+		if err := sleep(ctx, roomLook/2); err != nil {
+			return err
+		}
+	}
+	return nil
+}
