@@ -58,8 +58,8 @@ func TestDiskFull(t *testing.T) {
 	if out, code := l.try("pex", "run", "--root", "blk", ref, "python3", "-c", "import json; print(6*7)"); code != 0 || out != "42\n" {
 		t.Errorf("python ended with %d: %s", code, out)
 	}
-	l.fails(1, []string{"can't be written", "no space left"}, "pexfs", "wait", ref)
-	if s := l.do("pexfs", "status"); !strings.Contains(s, "filling rests") || !strings.Contains(s, "no space left") {
+	l.fails(1, []string{"is full", "needed"}, "pexfs", "wait", ref)
+	if s := l.do("pexfs", "status"); !strings.Contains(s, "filling rests") || !strings.Contains(s, "is full") {
 		t.Errorf("status says: %s", s)
 	}
 	log, err := os.ReadFile(filepath.Join(l.cache, "daemon.log"))

@@ -109,6 +109,17 @@ func (c *Cache) make(ctx context.Context, r *recipe, sources []source, layers []
 		}
 	}
 	info.Plan = w.bytes()
+	need := info.Overhead() + info.Size - info.MetaOff
+	for _, e := range l.Extents() {
+		if layers[e.Content.Layer].Source == layer.FromTar {
+			need += blocksEnd(0, e.Size)
+		}
+	}
+	release, err := c.st.Reserve(ctx, need)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer release()
 	f, err := c.st.Create(info)
 	if err != nil {
 		return nil, nil, err

@@ -165,13 +165,16 @@ func (c *Cache) findClones(ctx context.Context, im *Image) error {
 		return nil
 	}
 	found := make(map[layer.Key]clone)
+	var failed error
 	err := c.holders(ctx, want, im.file.Info.Key, func(k layer.Key, from *store.Image, e extent) bool {
 		found[k] = clone{from, e.off}
 		if n := len(im.others); n == 0 || im.others[n-1] != from {
 			im.others = append(im.others, from)
+			failed = errors.Join(failed, from.Hold())
 		}
 		return true
 	})
+	err = errors.Join(err, failed)
 	if err != nil {
 		im.closeClones()
 		return err
@@ -280,7 +283,11 @@ func (im *Image) copyClone(ctx context.Context, i int, e extent) error {
 		if !cl.from.Intact(ctx, cl.off, e.size) {
 			return ctx.Err()
 		}
-		err := im.file.Clone(e.off, cl.from.File(), cl.off, e.size, cl.from.Leaves(cl.off, e.size))
+		release, err := im.c.st.Reserve(ctx, blocksEnd(0, e.size))
+		if err == nil {
+			defer release()
+			err = im.file.Clone(e.off, cl.from.File(), cl.off, e.size, cl.from.Leaves(cl.off, e.size))
+		}
 		if errors.Is(err, store.ErrUnwritable) {
 			im.c.met(err, e.size)
 		}
@@ -480,6 +487,11 @@ func (im *Image) place(e extent, k int, ch layer.Chunk, p []byte) error {
 	off, end := e.off+ch.Off, e.off+ch.Off+ch.Size
 	last := end == e.off+e.size // the rest of the last block is padding
 	whole0, whole1 := (off+block-1)/block*block, end/block*block
+	release, err := im.c.st.Reserve(im.ctx, blocksEnd(0, end)-off/block*block)
+	if err != nil {
+		return err
+	}
+	defer release()
 	if last {
 		whole1 = end
 	}

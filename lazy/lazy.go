@@ -76,6 +76,10 @@ type Options struct {
 	Log    *slog.Logger // nil: none
 	// ReadTimeout bounds the time that a Need whose context has no deadline waits for the network; 0 is 60 s.
 	ReadTimeout time.Duration
+	// Size bounds what the folder takes on disk, in bytes (store.Budget); negative: nothing does.
+	Size int64
+	// Claim, which may be nil, says that nobody needs an image, and keeps it so until done is called; ok is false if somebody does.
+	Claim func(k store.Key) (done func(), ok bool)
 	// Once keeps nothing for other images on the same layers: the folder is for one image.
 	Once bool
 }
@@ -92,6 +96,8 @@ type Cache struct {
 	streams queue                          // of layers that are read whole, each for its opening
 	tables  queue                          // of tables of contents, each for its opening
 	reading chan struct{}                  // has an entry for each Read under way that fetches or holds chunks
+
+	evicting chan struct{} // has an entry while images are evicted
 
 	unwritten unwritten
 	trouble   trouble
@@ -114,11 +120,15 @@ func NewCache(st *store.Store, o Options) *Cache {
 	if o.ReadTimeout == 0 {
 		o.ReadTimeout = time.Minute
 	}
-	c := &Cache{st: st, opts: o, log: o.Log, reading: make(chan struct{}, pieceNow), images: make(map[store.Key]*Image), using: make(map[string]int)}
-	c.wholes.scratch, c.wholes.idle = st.Scratch, wholeIdle
+	c := &Cache{st: st, opts: o, log: o.Log, reading: make(chan struct{}, pieceNow), evicting: make(chan struct{}, 1), images: make(map[store.Key]*Image), using: make(map[string]int)}
+	c.wholes.scratch, c.wholes.idle = func() (scratch, error) { return st.Scratch() }, wholeIdle
 	c.fetches = queue{each: fetchesEach, behind: fetchesBehind, free: fetchesAll}
 	c.streams = queue{each: streamsEach, free: streamsAll}
 	c.tables = queue{each: tablesEach, free: tablesAll}
+	c.trouble.every = roomLook
+	if !o.Once && o.Size >= 0 {
+		st.SetBudget(store.Budget{Size: o.Size, MakeRoom: c.makeRoom})
+	}
 	c.decoders.New = func() any { return new(layer.ChunkReader) }
 	return c
 }

@@ -180,6 +180,11 @@ func (r *memRepo) image(t *testing.T, layers ...madeLayer) {
 
 func newCache(t *testing.T, dir string) *Cache {
 	t.Helper()
+	return newCacheOf(t, dir, Options{})
+}
+
+func newCacheOf(t *testing.T, dir string, o Options) *Cache {
+	t.Helper()
 	st, err := store.Open(dir)
 	if err != nil {
 		t.Fatal(err)
@@ -187,7 +192,7 @@ func newCache(t *testing.T, dir string) *Cache {
 	if err := st.Lock(); err != nil {
 		t.Fatal(err)
 	}
-	c := NewCache(st, Options{})
+	c := NewCache(st, o)
 	t.Cleanup(func() { c.Close(); st.Close() })
 	return c
 }

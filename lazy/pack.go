@@ -27,7 +27,7 @@ const keepHidden = 2
 
 // pack writes the pack of an image whose layers are in use.
 func (c *Cache) pack(info store.Info) error {
-	w, err := c.st.NewPack()
+	w, err := c.st.NewPack(context.Background())
 	if err != nil {
 		return err
 	}

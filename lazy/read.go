@@ -27,6 +27,13 @@ func (im *Image) Read(ctx context.Context, off, n int64) ([]byte, error) {
 		return nil, err
 	}
 	defer done()
+	b := make([]byte, n)
+	if im.file.Has(off, n) {
+		return b, im.readFile(b, off)
+	}
+	if im.plan == nil {
+		return nil, ErrReopened
+	}
 	select {
 	case im.c.reading <- struct{}{}:
 		defer func() { <-im.c.reading }()
@@ -35,7 +42,6 @@ func (im *Image) Read(ctx context.Context, off, n int64) ([]byte, error) {
 	}
 	ctx, cancel := im.c.patience(im.purpose(ctx, blob.ForReader))
 	defer cancel()
-	b := make([]byte, n)
 	return b, im.compose(ctx, b, off)
 }
 

@@ -122,7 +122,7 @@ func (s *scan) layer(ctx context.Context, src *source, known <-chan struct{}) (*
 	toc := tocName(src.d)
 	if toc != "" && !s.stream {
 		ix, noTOC = c.scans.do(ctx, flight(toc), func(ctx context.Context) (*layer.Packed, error) {
-			return c.indexed(hexDigest, toc, func() (*layer.Index, error) {
+			return c.indexed(ctx, hexDigest, toc, func() (*layer.Index, error) {
 				l, t := c.tables.line(Origin(src.repo)), newAsk(s, false)
 				if err := c.tables.take(ctx, l, t); err != nil {
 					return nil, err
@@ -185,7 +185,7 @@ func (c *Cache) cachedIndex(hexDigest, name string) (*layer.Packed, error) {
 }
 
 // indexed gives the cached index of a layer or makes and keeps it.
-func (c *Cache) indexed(hexDigest, name string, make func() (*layer.Index, error)) (*layer.Packed, error) {
+func (c *Cache) indexed(ctx context.Context, hexDigest, name string, make func() (*layer.Index, error)) (*layer.Packed, error) {
 	if ix, err := c.cachedIndex(hexDigest, name); err == nil {
 		return ix, nil
 	}
@@ -193,17 +193,17 @@ func (c *Cache) indexed(hexDigest, name string, make func() (*layer.Index, error
 	if err != nil {
 		return nil, err
 	}
-	return c.keepIndex(hexDigest, name, ix)
+	return c.keepIndex(ctx, hexDigest, name, ix)
 }
 
 // keepIndex packs an index and keeps it in the cache.
-func (c *Cache) keepIndex(hexDigest, name string, ix *layer.Index) (*layer.Packed, error) {
+func (c *Cache) keepIndex(ctx context.Context, hexDigest, name string, ix *layer.Index) (*layer.Packed, error) {
 	packed := ix.Pack()
 	b, err := packed.MarshalBinary()
 	if err != nil {
 		return nil, err
 	}
-	return packed, c.st.PutLayerIndex(hexDigest, name, b)
+	return packed, c.st.PutLayerIndex(ctx, hexDigest, name, b)
 }
 
 // stream reads a layer whole into a spool, which becomes the layer's once its digests hold.
@@ -223,7 +223,8 @@ func (c *Cache) stream(ctx context.Context, src blob.Source, d v1.Descriptor, di
 	}
 	last := int64(0)
 	lim.Progress = func(n int64) { p.add(n - last); last = n }
-	ix, err := layer.Stream(ctx, r, d, diffID, sp.Data, sp.Leaves, lim)
+	data, leaves := sp.Writers(ctx)
+	ix, err := layer.Stream(ctx, r, d, diffID, data, leaves, lim)
 	if err := errors.Join(err, r.Close()); err != nil {
 		return nil, err
 	}
@@ -233,7 +234,7 @@ func (c *Cache) stream(ctx context.Context, src blob.Source, d v1.Descriptor, di
 	if err := sp.Close(); err != nil {
 		return nil, err
 	}
-	return c.keepIndex(d.Digest.Hex, name, ix)
+	return c.keepIndex(ctx, d.Digest.Hex, name, ix)
 }
 
 // holders calls f for every wanted content that an image of the cache other than not holds whole, the newest image first,

@@ -4,21 +4,24 @@ import (
 	"context"
 	"sync"
 	"time"
+
+	"github.com/pexfs/pex/lazy/store"
 )
 
 // Where the folder takes no more, readers go on: verified chunks stay in memory for a while, and who asked for them gets bytes (Image.Read)
 // rather than blocks that are present. Fillers and replays rest until a look at the folder, now and then, finds that it takes more again.
 const (
 	roomLook  = 2 * time.Second // between two looks
-	roomTry   = 4 << 20         // bytes that must find room, at least
 	roomQuiet = time.Minute     // trouble that comes again so soon is the same
 )
 
 // trouble is what keeps the folder from being written to.
 type trouble struct {
+	every time.Duration // between two looks
+
 	mu    sync.Mutex // guards what follows
 	err   error      // nil: nothing does
-	need  int64      // bytes that were to be written
+	need  int64      // bytes that were to be written last
 	tried time.Time  // when that was tried last
 	over  time.Time  // when the last one ended
 }
@@ -31,10 +34,7 @@ func (c *Cache) met(err error, n int64) {
 	if t.err == nil && time.Since(t.over) > roomQuiet {
 		c.log.Warn("the cache takes no more: filling rests, and what is read isn't kept", "cache", c.st.Dir(), "err", err)
 	}
-	if t.err == nil {
-		t.need = 0
-	}
-	t.err, t.need, t.tried = err, max(t.need, n), time.Now()
+	t.err, t.need, t.tried = err, n, time.Now()
 }
 
 // Trouble is why the folder can't be written to, or nil. The error wraps store.ErrUnwritable.
@@ -53,14 +53,14 @@ func (c *Cache) troubled() error {
 func (c *Cache) look() bool {
 	t := &c.trouble
 	t.mu.Lock()
-	if t.err == nil || time.Since(t.tried) < roomLook {
+	if t.err == nil || time.Since(t.tried) < t.every {
 		defer t.mu.Unlock()
 		return t.err == nil
 	}
 	t.tried = time.Now() // others wait for it to pass
-	n := max(t.need, roomTry)
+	n := max(t.need, store.BlockSize)
 	t.mu.Unlock()
-	err := c.st.TryWriting(n)
+	err := c.st.TryWriting(context.Background(), n)
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.err == nil {
@@ -77,7 +77,7 @@ func (c *Cache) look() bool {
 // awaitRoom waits until the folder can be written to.
 func (c *Cache) awaitRoom(ctx context.Context) error {
 	for !c.look() {
-		if err := sleep(ctx, roomLook/2); err != nil {
+		if err := sleep(ctx, c.trouble.every/2); err != nil {
 			return err
 		}
 	}

@@ -18,7 +18,7 @@ const wholeIdle = time.Minute
 // wholes are layers whose registry gives no parts of them. One is fetched once, as a stream, into a file that has no name, and its ranges
 // are read from there as they arrive, by however many want some. The file goes when nobody has read for a while.
 type wholes struct {
-	scratch func() (*os.File, error)
+	scratch func() (scratch, error)
 	idle    time.Duration
 	work    sync.WaitGroup
 
@@ -27,9 +27,16 @@ type wholes struct {
 	closed bool
 }
 
+// scratch is a file that is gone when it is closed.
+type scratch interface {
+	io.ReaderAt
+	io.WriterAt
+	io.Closer
+}
+
 // whole is one of them.
 type whole struct {
-	f      *os.File
+	f      scratch
 	cancel context.CancelFunc // of the stream
 
 	// Guarded by the wholes' mu. The file is closed when nobody uses it any more, and nobody will.

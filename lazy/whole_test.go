@@ -141,7 +141,7 @@ func (r *flakyReader) Close() error { return nil }
 // TestWholes reads parts of blobs that come as a whole.
 func TestWholes(t *testing.T) {
 	content := blobtest.Random(50_000)
-	scratch := func() (*os.File, error) { return os.CreateTemp(t.TempDir(), "") }
+	temp := func() (scratch, error) { return os.CreateTemp(t.TempDir(), "") }
 	read := func(src blob.Source, off, n int64) ([]byte, error) {
 		rc, err := src.Fetch(t.Context(), off, n)
 		if err != nil {
@@ -158,13 +158,13 @@ func TestWholes(t *testing.T) {
 	}
 	t.Run("conformance", func(t *testing.T) {
 		blobtest.Run(t, func(t *testing.T, content []byte) blob.Source {
-			ws := &wholes{scratch: scratch, idle: time.Minute}
+			ws := &wholes{scratch: temp, idle: time.Minute}
 			t.Cleanup(ws.close)
 			return ws.parts(&flaky{Bytes: content}, "x")
 		})
 	})
 	t.Run("what has come is read at once", func(t *testing.T) {
-		ws := &wholes{scratch: scratch, idle: time.Minute}
+		ws := &wholes{scratch: temp, idle: time.Minute}
 		f := &flaky{Bytes: content, step: make(chan struct{})}
 		go func() {
 			for range 2 {
@@ -189,7 +189,7 @@ func TestWholes(t *testing.T) {
 		}
 	})
 	t.Run("a stream that breaks is begun anew by the next reader", func(t *testing.T) {
-		ws := &wholes{scratch: scratch, idle: time.Minute}
+		ws := &wholes{scratch: temp, idle: time.Minute}
 		t.Cleanup(ws.close)
 		broken := errors.New("broken")
 		f := &flaky{Bytes: content, cut: func(k int64) error {
@@ -212,7 +212,7 @@ func TestWholes(t *testing.T) {
 		want(t, src, 49_000, 1000)
 	})
 	t.Run("it goes when nobody reads it", func(t *testing.T) {
-		ws := &wholes{scratch: scratch, idle: time.Millisecond}
+		ws := &wholes{scratch: temp, idle: time.Millisecond}
 		t.Cleanup(ws.close)
 		f := &flaky{Bytes: content}
 		src := ws.parts(f, "x")
@@ -233,7 +233,7 @@ func TestWholes(t *testing.T) {
 	})
 	t.Run("no room", func(t *testing.T) {
 		full := errors.New("full")
-		ws := &wholes{scratch: func() (*os.File, error) { return nil, full }, idle: time.Minute}
+		ws := &wholes{scratch: func() (scratch, error) { return nil, full }, idle: time.Minute}
 		if _, err := read(ws.parts(&flaky{Bytes: content}, "x"), 5, 5); !errors.Is(err, full) {
 			t.Errorf("error %v", err)
 		}

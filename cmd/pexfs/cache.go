@@ -186,7 +186,7 @@ func waitCommand(cacheDir *string) *cobra.Command {
 
 func rmCommand(cacheDir *string) *cobra.Command {
 	return &cobra.Command{
-		Use: "rm IMAGE…", Short: "Remove images from the cache, unless they are in use", Args: cobra.MinimumNArgs(1),
+		Use: "rm IMAGE…", Short: "Remove images from the cache, unless they are in use or pinned", Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := daemon.Connect(cmd.Context(), *cacheDir)
 			if err != nil {
@@ -201,7 +201,7 @@ func rmCommand(cacheDir *string) *cobra.Command {
 				if err != nil {
 					return err
 				}
-				if err := c.Remove(cmd.Context(), im.Key); err != nil {
+				if err := c.Remove(cmd.Context(), im.Key, im.Refs...); err != nil {
 					return err
 				}
 			}

@@ -19,7 +19,7 @@ func TestAside(t *testing.T) {
 		"a blob":      func() error { _, err := s.PutBlob([]byte("{}")); return err },
 		"a reference": func() error { return s.PutRef(ref) },
 		"a record":    func() error { return s.PutRecord(id, Record{Image: Key(id)}) },
-		"an index":    func() error { return s.PutLayerIndex(id, "i", nil) },
+		"an index":    func() error { return s.PutLayerIndex(t.Context(), id, "i", nil) },
 		"a verdict":   func() error { return s.PutVerdict(id, "v", "") },
 		"a profile":   func() error { return s.PutProfile(id, nil) },
 		"an image":    func() error { return im.record(Lazy, "") },

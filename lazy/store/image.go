@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 )
 
 // Key names an image in the cache: a SHA-256 in hex over all that its bytes depend on.
@@ -97,6 +98,12 @@ func (s *Store) Create(info Info) (*Image, error) {
 	return im, nil
 }
 
+// Overhead is how many bytes the files beside a new image take on disk when it is made.
+func (i Info) Overhead() int64 {
+	blocks := i.Size / BlockSize
+	return mapSize(blocks) + merkleSize(blocks) + int64(len(i.Plan)) + int64(len(i.Layers))*1024 + 8*BlockSize
+}
+
 func (s *Store) create(dir string, info Info) (*Image, error) {
 	f, err := os.OpenFile(filepath.Join(dir, "image.erofs"), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
@@ -134,6 +141,7 @@ func (s *Store) Publish(im *Image) error {
 		return fmt.Errorf("publishing image %s: %w", im.Info.Key, err)
 	}
 	im.dir = to
+	_ = s.Touch(im.Info.Key) // else its last use is when it was begun
 	s.later(filepath.Dir(to))
 	return nil
 }
@@ -487,16 +495,19 @@ func (s *Store) RemoveImage(k Key) error {
 		return fmt.Errorf("%.80q is not an image key", k)
 	}
 	// first out of sight, then away: a crash leaves nothing half there
-	tmp, err := s.tempDir("gone-*")
+	tmp, err := s.tempDir(goneName + "*")
 	if err != nil {
 		return err
 	}
-	if err := os.Rename(s.imageDir(k), filepath.Join(tmp, "image")); err != nil {
+	if err := unix.Rename(s.imageDir(k), tmp); err != nil { // os.Rename wants no folder there
 		os.Remove(tmp)
 		if errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("%w: image %s", ErrNotCached, k)
 		}
 		return err
+	}
+	if used(tmp) {
+		return nil // sweep comes back
 	}
 	return os.RemoveAll(tmp)
 }

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -17,6 +18,39 @@ import (
 type Spool struct {
 	Data, Leaves *os.File
 	dir          string
+	s            *Store
+}
+
+// Writers write the spool's files, within the folder's budget, until ctx ends.
+func (sp *Spool) Writers(ctx context.Context) (data, leaves io.WriterAt) {
+	return &budgeted{ctx, sp.s, sp.Data}, &budgeted{ctx, sp.s, sp.Leaves}
+}
+
+// budgeted is a file of the folder that grows within the budget.
+type budgeted struct {
+	ctx context.Context
+	s   *Store
+	f   *os.File
+}
+
+func (w *budgeted) WriteAt(p []byte, off int64) (int, error) {
+	release, err := w.s.Reserve(w.ctx, int64(len(p)))
+	if err != nil {
+		return 0, err
+	}
+	defer release()
+	n, err := w.f.WriteAt(p, off)
+	return n, unwritable(err)
+}
+
+func (w *budgeted) Write(p []byte) (int, error) {
+	release, err := w.s.Reserve(w.ctx, int64(len(p)))
+	if err != nil {
+		return 0, err
+	}
+	defer release()
+	n, err := w.f.Write(p)
+	return n, unwritable(err)
 }
 
 // spoolFiles are in the order in which they take the places of others. openSpool opens the leaves first: it may see old ones beside new
@@ -29,7 +63,7 @@ func (s *Store) NewSpool() (*Spool, error) {
 	if err != nil {
 		return nil, fmt.Errorf("making a spool: %w", err)
 	}
-	sp, err := openSpool(dir, os.O_RDWR|os.O_CREATE|os.O_EXCL)
+	sp, err := s.openSpool(dir, os.O_RDWR|os.O_CREATE|os.O_EXCL)
 	if err != nil {
 		os.RemoveAll(dir)
 		return nil, fmt.Errorf("making a spool: %w", err)
@@ -37,7 +71,7 @@ func (s *Store) NewSpool() (*Spool, error) {
 	return sp, nil
 }
 
-func openSpool(dir string, flag int) (*Spool, error) {
+func (s *Store) openSpool(dir string, flag int) (*Spool, error) {
 	l, err := os.OpenFile(filepath.Join(dir, "leaves"), flag, 0o600)
 	if err != nil {
 		return nil, err
@@ -47,7 +81,7 @@ func openSpool(dir string, flag int) (*Spool, error) {
 		l.Close()
 		return nil, err
 	}
-	return &Spool{Data: d, Leaves: l, dir: dir}, nil
+	return &Spool{Data: d, Leaves: l, dir: dir, s: s}, nil
 }
 
 // Close closes the files.
@@ -93,8 +127,14 @@ func (s *Store) writeLayerFile(hexDigest, name string, write func(path string) e
 	}
 }
 
-// PutLayerIndex keeps an index of a layer (its digest in hex) under a name. It is not synced: an index tells itself whether it is whole.
-func (s *Store) PutLayerIndex(hexDigest, name string, b []byte) error {
+// PutLayerIndex keeps an index of a layer (its digest in hex) under a name, if the folder's budget has room. It is not synced: an index tells
+// itself whether it is whole.
+func (s *Store) PutLayerIndex(ctx context.Context, hexDigest, name string, b []byte) error {
+	release, err := s.Reserve(ctx, int64(len(b)))
+	if err != nil {
+		return err
+	}
+	defer release()
 	return s.writeLayerFile(hexDigest, indexName(name), func(path string) error { return writeAside(s.tmp(), path, b, false) })
 }
 
@@ -119,13 +159,16 @@ func (s *Store) LayerIndex(hexDigest, name string) ([]byte, error) {
 	return b, err
 }
 
+// verdictPrefix begins the names of verdicts in a layer's folder.
+const verdictPrefix = "verdict."
+
 // PutVerdict keeps why something known of a layer is refused under a name, or with an empty refusal that it is right.
 func (s *Store) PutVerdict(hexDigest, name, refusal string) error {
 	v := verdict{right, ""}
 	if refusal != "" {
 		v = verdict{refused, refusal}
 	}
-	return s.writeLayerFile(hexDigest, "verdict."+name, func(path string) error { return writeJSON(s.tmp(), path, v) })
+	return s.writeLayerFile(hexDigest, verdictPrefix+name, func(path string) error { return writeJSON(s.tmp(), path, v) })
 }
 
 type verdict struct {
@@ -138,7 +181,7 @@ const right, refused = "right", "refused" // anything else is no verdict
 // Verdict gives back what PutVerdict kept; known says whether it did.
 func (s *Store) Verdict(hexDigest, name string) (refusal string, known bool) {
 	var v verdict
-	if !isHex(hexDigest) || readJSON(filepath.Join(s.layerDir(hexDigest), "verdict."+name), &v) != nil {
+	if !isHex(hexDigest) || readJSON(filepath.Join(s.layerDir(hexDigest), verdictPrefix+name), &v) != nil {
 		return "", false
 	}
 	switch {
@@ -175,7 +218,7 @@ func (s *Store) KeepSpool(sp *Spool, hexDigest string) error {
 // LayerSpool opens the spool that a layer has, or an error that wraps ErrNotCached. A spool is never synced: after another boot of the
 // machine, blocks that are not what their leaf says are taken for missing.
 func (s *Store) LayerSpool(hexDigest string) (*Spool, error) {
-	sp, err := openSpool(s.layerDir(hexDigest), os.O_RDWR)
+	sp, err := s.openSpool(s.layerDir(hexDigest), os.O_RDWR)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("%w: contents of layer sha256:%s", ErrNotCached, hexDigest)
 	}
@@ -251,6 +294,35 @@ func (s *Store) DropLayer(hexDigest string) error {
 	}
 	_ = os.Remove(dir) // unless something is left
 	return errors.Join(errs...)
+}
+
+// ForgetLayer removes all of a layer's folder but verdicts, and returns how many bytes that took on disk. With dry it only tells.
+func (s *Store) ForgetLayer(hexDigest string, dry bool) (n int64, err error) {
+	if !isHex(hexDigest) {
+		return 0, fmt.Errorf("%.80q is not a SHA-256", hexDigest)
+	}
+	files, err := os.ReadDir(s.layerDir(hexDigest))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return 0, err
+	}
+	for _, f := range files {
+		if strings.HasPrefix(f.Name(), verdictPrefix) {
+			continue
+		}
+		path := filepath.Join(s.layerDir(hexDigest), f.Name())
+		k, err := allocated(path, nil)
+		if err == nil && !dry {
+			err = os.Remove(path)
+		}
+		if err != nil {
+			return n, fmt.Errorf("removing %s: %w", path, err)
+		}
+		n += k
+	}
+	if !dry {
+		_ = os.Remove(s.layerDir(hexDigest)) // unless something is left
+	}
+	return n, nil
 }
 
 // Layers lists the digests, in hex, of the layers that something is known of.

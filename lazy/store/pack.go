@@ -3,6 +3,7 @@ package store
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
@@ -42,18 +43,19 @@ type section struct {
 type PackWriter struct {
 	s    *Store
 	f    *os.File
+	out  *budgeted // to f
 	z    *zstd.Encoder
 	at   int64
 	rows []section
 }
 
-// NewPack begins a pack. One that is kept has each of a layer's sections once.
-func (s *Store) NewPack() (*PackWriter, error) {
+// NewPack begins a pack, which is written within the folder's budget until ctx ends. One that is kept has each of a layer's sections once.
+func (s *Store) NewPack(ctx context.Context) (*PackWriter, error) {
 	f, err := os.CreateTemp(filepath.Join(s.dir, "tmp"), "pack-*")
 	if err != nil {
 		return nil, fmt.Errorf("packing layers: %w", err)
 	}
-	w := &PackWriter{s: s, f: f, at: int64(len(packMagic))}
+	w := &PackWriter{s: s, f: f, out: &budgeted{ctx, s, f}, at: int64(len(packMagic))}
 	w.z, err = zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1), zstd.WithWindowSize(packWindow))
 	if err == nil {
 		_, err = f.WriteString(packMagic)
@@ -74,7 +76,7 @@ func (w *PackWriter) Section(hexDigest, name string, write func(io.Writer) error
 	if !isHex(hexDigest) {
 		return fmt.Errorf("%.80q is not a SHA-256", hexDigest)
 	}
-	out := &counter{w: bufio.NewWriterSize(w.f, 1<<20)}
+	out := &counter{w: bufio.NewWriterSize(w.out, 1<<20)}
 	w.z.Reset(out)
 	in := &counter{w: w.z}
 	err := write(in)
@@ -103,7 +105,7 @@ func (w *PackWriter) Keep(k Key) error {
 	}
 	sum := sha256.Sum256(b)
 	b = append(binary.LittleEndian.AppendUint64(append(b, sum[:]...), uint64(len(b))), packMagic...)
-	_, err := w.f.Write(b)
+	_, err := w.out.Write(b)
 	if err == nil {
 		err = w.f.Sync()
 	}

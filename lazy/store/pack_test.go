@@ -18,7 +18,7 @@ func pack(t testing.TB, s *Store, k Key, layer string, sections map[string][]byt
 	if err := os.MkdirAll(s.imageDir(k), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	w, err := s.NewPack()
+	w, err := s.NewPack(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -154,7 +154,7 @@ func TestDropLayer(t *testing.T) {
 	layer := string(testKey)
 	pack(t, s, oneKey, layer, map[string][]byte{indexName("in a pack"): []byte("a")})
 	for _, name := range []string{"in a pack", "in none"} {
-		if err := s.PutLayerIndex(layer, name, []byte("a")); err != nil {
+		if err := s.PutLayerIndex(t.Context(), layer, name, []byte("a")); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -179,7 +179,7 @@ func TestDropLayer(t *testing.T) {
 	if got, want := strings.Join(left, ", "), "index.in none, verdict.v"; got != want {
 		t.Errorf("left are %s, not %s", got, want)
 	}
-	if err := errors.Join(s.DropLayer(string(oneKey)), s.PutLayerIndex(string(oneKey), "x", nil)); err != nil {
+	if err := errors.Join(s.DropLayer(string(oneKey)), s.PutLayerIndex(t.Context(), string(oneKey), "x", nil)); err != nil {
 		t.Errorf("a layer that nothing is known of: %v", err)
 	}
 	if err := s.DropLayer("../x"); err == nil {

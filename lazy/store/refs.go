@@ -92,3 +92,20 @@ func (s *Store) Refs() ([]Ref, error) {
 	}
 	return all, nil
 }
+
+// RemoveRef forgets what a reference stood for, on all platforms.
+func (s *Store) RemoveRef(name string) error {
+	files, err := filepath.Glob(filepath.Join(s.dir, "refs", "*.json"))
+	if err != nil {
+		return err
+	}
+	for _, f := range files {
+		if r, err := readRef(f); err != nil || r.Ref != name {
+			continue
+		}
+		if err := os.Remove(f); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("forgetting %s: %w", name, err)
+		}
+	}
+	return nil
+}

@@ -54,10 +54,13 @@ type Store struct {
 	boot string // identifies this run of the machine
 
 	rechecks Locks[Key] // of images
+	budget   budget
 
 	syncing  sync.Mutex      // held by Sync
 	mu       sync.Mutex      // guards what follows
 	unsynced map[string]bool // files and folders that Sync puts on disk
+
+	scratches map[*Scratch]bool // that are open
 }
 
 // Open opens the folder, making it where it is missing. It takes no lock: see Lock.
@@ -122,6 +125,9 @@ func (s *Store) Lock() error {
 		return fmt.Errorf("clearing cache folder's tmp: %w", err)
 	}
 	for _, e := range old {
+		if strings.HasPrefix(e.Name(), goneName) && used(filepath.Join(s.tmp(), e.Name())) {
+			continue
+		}
 		if err := os.RemoveAll(filepath.Join(s.tmp(), e.Name())); err != nil {
 			return fmt.Errorf("clearing cache folder's tmp: %w", err)
 		}
@@ -182,6 +188,7 @@ func writeAside(tmp, name string, b []byte, sync bool) (err error) {
 		if err != nil {
 			f.Close()
 			os.Remove(f.Name())
+			err = unwritable(err)
 		}
 	}()
 	if _, err = f.Write(b); err != nil {

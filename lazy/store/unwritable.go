@@ -45,8 +45,13 @@ func mapped(f func()) (err error) {
 	return nil
 }
 
-// TryWriting tells whether n bytes could be written to the folder. The error wraps ErrUnwritable.
-func (s *Store) TryWriting(n int64) error {
+// TryWriting tells whether n bytes could be written to the folder, making room for them. The error wraps ErrUnwritable, or is ctx's.
+func (s *Store) TryWriting(ctx context.Context, n int64) error {
+	release, err := s.Reserve(ctx, n)
+	if err != nil {
+		return err
+	}
+	defer release()
 	f, err := os.CreateTemp(filepath.Join(s.dir, "tmp"), "try-*")
 	if err == nil {
 		if err = reserve(f, n); err == nil {

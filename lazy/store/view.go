@@ -24,7 +24,11 @@ func OpenView(dir string) (*View, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening image: %w", missing(err))
 	}
-	st, err := f.Stat()
+	err = hold(f)
+	var st os.FileInfo
+	if err == nil {
+		st, err = f.Stat()
+	}
 	if err == nil && st.Size() != info.Size {
 		err = fmt.Errorf("%w: %s has %d bytes, not %d", ErrDamaged, f.Name(), st.Size(), info.Size)
 	}

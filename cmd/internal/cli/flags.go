@@ -3,48 +3,17 @@ package cli
 import (
 	"cmp"
 	"errors"
-	"fmt"
-	"math"
 	"strconv"
-	"strings"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/pexfs/pex/cmd/internal/size"
 	"github.com/pexfs/pex/lazy"
 )
 
-// Size is a flag: a number of bytes, or of KiB, MiB, GiB or TiB with k, m, g or t.
-type Size int64
-
-// String is the shortest form that Set takes.
-func (s *Size) String() string {
-	n, unit := int64(*s), 0
-	for n != 0 && n%1024 == 0 && unit < 4 {
-		n /= 1024
-		unit++
-	}
-	return strconv.FormatInt(n, 10) + [...]string{"", "k", "m", "g", "t"}[unit]
-}
-
-// Type names the flag's value in usage messages.
-func (s *Size) Type() string { return "size" }
-
-// Set reads a size.
-func (s *Size) Set(text string) error {
-	low := strings.ToLower(text)
-	digits := strings.TrimRight(low, "bkmgt")
-	shift, ok := map[string]int{"": 0, "b": 0, "k": 10, "kb": 10, "m": 20, "mb": 20, "g": 30, "gb": 30, "t": 40, "tb": 40}[low[len(digits):]]
-	n, err := strconv.ParseInt(digits, 10, 64)
-	if err != nil || !ok || n <= 0 {
-		return errors.New("want a number of bytes, or one with k, m, g or t")
-	}
-	if n > math.MaxInt64>>shift {
-		return fmt.Errorf("%s is more than can be counted", text)
-	}
-	*s = Size(n << shift)
-	return nil
-}
+// Size is a flag: see size.Bytes.
+type Size = size.Bytes
 
 // Count is a flag: a positive number.
 type Count int

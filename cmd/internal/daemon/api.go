@@ -10,7 +10,10 @@
 //	POST   /v1/images/KEY/replay  ReplayRequest -> 204 at once
 //	POST   /v1/images/KEY/reads   ReadsRequest -> 204
 //	GET    /v1/images/KEY/why     metrics.Why: what its readers waited for
-//	DELETE /v1/images/KEY         409 while it is leased
+//	DELETE /v1/images/KEY         409 while it is in use or pinned; ?ref= forgets references, too
+//	PUT    /v1/images/KEY/pin     204; DELETE ends it
+//	GET    /v1/usage              Usage
+//	POST   /v1/gc                 GCRequest -> GCResult
 //	GET    /v1/profiles           []ProfileSummary
 //	PUT    /v1/profiles           a profile -> 204
 //	GET    /v1/profiles/ID        a profile

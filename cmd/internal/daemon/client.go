@@ -232,11 +232,11 @@ func (c *Client) Why(ctx context.Context, k store.Key) (*metrics.Why, error) {
 	return w, json.NewDecoder(resp.Body).Decode(w)
 }
 
-// Remove takes an image out of the cache.
-func (c *Client) Remove(ctx context.Context, k store.Key) error {
+// Remove takes an image out of the cache, and forgets references.
+func (c *Client) Remove(ctx context.Context, k store.Key, refs ...string) error {
 	ctx, stop := c.attend(ctx)
 	defer stop()
-	resp, err := c.do(ctx, http.MethodDelete, imagePath(k, ""), nil)
+	resp, err := c.do(ctx, http.MethodDelete, imagePath(k, "?"+url.Values{"ref": refs}.Encode()), nil)
 	if err != nil {
 		return err
 	}

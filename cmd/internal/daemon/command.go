@@ -16,7 +16,7 @@ import (
 func Command(cacheDir *string, version string) *cobra.Command {
 	var idle time.Duration
 	var logs logFlags
-	var metricsAddr, user string
+	var bound, metricsAddr, user string
 	var confined bool
 	var replace bool
 	cmd := &cobra.Command{
@@ -35,10 +35,11 @@ func Command(cacheDir *string, version string) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return Run(ctx, Config{CacheDir: *cacheDir, Idle: idle, Log: log, LogFile: logs.file, User: user, Free: !confined, Metrics: metricsAddr, Version: version, Replace: replace, Sockets: sockets})
+			return Run(ctx, Config{CacheDir: *cacheDir, CacheSize: bound, Idle: idle, Log: log, LogFile: logs.file, User: user, Free: !confined, Metrics: metricsAddr, Version: version, Replace: replace, Sockets: sockets})
 		},
 	}
 	cmd.Flags().DurationVar(&idle, "idle", 5*time.Minute, "end after this long with nothing to do; 0: never")
+	cmd.Flags().StringVar(&bound, "cache-size", "", "most that the cache takes on disk, kept for the daemons to come; auto leaves a tenth of the disk free (default $PEX_CACHE_SIZE, what was kept, or auto)")
 	cmd.Flags().StringVar(&metricsAddr, "metrics-listen", "", "answer /metrics and /healthz at this address, too: :PORT on loopback, or HOST:PORT (they are always on the daemon's socket)")
 	cmd.Flags().StringVar(&user, "user", "", "as root: become this user, who gets the cache folder (default: whose it is)")
 	cmd.Flags().BoolVar(&confined, "confine", true, "give up what a daemon doesn't need: capabilities, executing programs, writing outside of the cache folder, opening ports")

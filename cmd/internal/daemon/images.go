@@ -53,25 +53,30 @@ func (s *server) lease(w http.ResponseWriter, r *http.Request) {
 		fail(w, fmt.Errorf("%w: image %.12s is being removed", store.ErrNotCached, key))
 		return
 	}
-	defer func() {
-		s.mu.Lock()
-		delete(s.leases[key], l)
-		if len(s.leases[key]) == 0 {
-			delete(s.leases, key)
-		}
-		s.mu.Unlock()
-	}()
+	defer s.dropLease(key, l)
+	s.handedOver(key, true)
 	im, err := s.image(r.Context(), r)
 	if err != nil {
 		fail(w, err)
 		return
 	}
+	_ = s.st.Touch(key) // on a disk that takes no more its use is forgotten
+	defer func() { _ = s.st.Touch(key) }()
 	if r.URL.Query().Get("fill") != "" {
 		s.fill(im)
 	}
 	w.WriteHeader(http.StatusOK)
 	http.NewResponseController(w).Flush()
 	<-r.Context().Done()
+}
+
+func (s *server) dropLease(key store.Key, l *lease) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.leases[key], l)
+	if len(s.leases[key]) == 0 {
+		delete(s.leases, key)
+	}
 }
 
 // addLease refuses a lease of an image that is being removed.
@@ -207,8 +212,20 @@ func (s *server) remove(w http.ResponseWriter, r *http.Request) {
 	key := store.Key(r.PathValue("key"))
 	err := s.removal(key)
 	if err == nil {
-		if err = s.cache.Remove(r.Context(), key); err == nil {
-			s.metrics.Forget(string(key))
+		switch {
+		case s.st.Pinned(key):
+			err = fmt.Errorf("image %.12s is %w: it is pinned", key, errBusy)
+		case s.stillUsed(r.Context(), key):
+			err = fmt.Errorf("image %.12s is %w: a process reads it", key, errBusy)
+		default:
+			if err = s.cache.Remove(r.Context(), key); err == nil {
+				s.metrics.Forget(string(key))
+			}
+		}
+		for _, ref := range r.URL.Query()["ref"] {
+			if err == nil {
+				err = s.st.RemoveRef(ref)
+			}
 		}
 		s.mu.Lock()
 		delete(s.removing, key)
@@ -219,6 +236,21 @@ func (s *server) remove(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	w.WriteHeader(http.StatusNoContent)
+}
+
+// stillUsed tells whether a process that has no lease reads an image. One that has just given up its lease closes its files soon.
+func (s *server) stillUsed(ctx context.Context, key store.Key) bool {
+	for range 20 {
+		if !s.st.Used(key) {
+			return false
+		}
+		select {
+		case <-ctx.Done():
+			return true
+		case <-time.After(25 * time.Millisecond):
+		}
+	}
+	return true
 }
 
 // removal begins the removal of an image that nobody uses.

@@ -68,8 +68,10 @@ func (s *server) openImage(ctx context.Context, req OpenRequest, out *lines) (*O
 		delete(s.opening, op)
 		s.mu.Unlock()
 	}()
+	s.collecting.RLock()
+	defer s.collecting.RUnlock()
 	var last time.Time
-	o, err := s.cache.Open(ctx, name, repo, lazy.OpenOptions{Cold: cold, Platform: p, Strict: req.Strict, Verify: req.Verify, Offline: req.Offline, Pull: req.Pull, Insecure: req.Insecure, HostsDirs: req.HostsDirs, MaxSize: req.MaxSize, MaxEntries: req.MaxEntries, Progress: func(e lazy.Event) {
+	progress := func(e lazy.Event) {
 		s.mu.Lock()
 		same := op.Event.Stage == e.Stage && time.Since(last) < 100*time.Millisecond
 		op.Event = e
@@ -80,7 +82,16 @@ func (s *server) openImage(ctx context.Context, req OpenRequest, out *lines) (*O
 		if !same || e.Stage == "warning" {
 			out.send(Message{Event: &e})
 		}
-	}})
+	}
+	opt := lazy.OpenOptions{Cold: cold, Platform: p, Strict: req.Strict, Verify: req.Verify, Offline: req.Offline, Pull: req.Pull, Insecure: req.Insecure, HostsDirs: req.HostsDirs, MaxSize: req.MaxSize, MaxEntries: req.MaxEntries, Progress: progress}
+	o, err := s.cache.Open(ctx, name, repo, opt)
+	if err == nil {
+		key := o.Image.Info().Key
+		s.handedOver(key, false)
+		if s.cache.Loaded(key) != o.Image { // it was evicted before anybody knew of it
+			o, err = s.cache.Open(ctx, name, repo, opt)
+		}
+	}
 	if made { // what that took is of no more use, and a filler needs little
 		s.work.Go(debug.FreeOSMemory)
 	}
@@ -88,6 +99,7 @@ func (s *server) openImage(ctx context.Context, req OpenRequest, out *lines) (*O
 		return nil, err
 	}
 	opened(o.Image.Info().Key)
+	_ = s.st.Touch(o.Image.Info().Key)
 	if req.Fill && req.Profile == nil { // else it begins with the lease, behind what a profile names
 		s.fill(o.Image)
 	}

@@ -28,15 +28,17 @@ import (
 // Config of a daemon.
 type Config struct {
 	CacheDir string
-	Idle     time.Duration // ends by itself after this long with nothing to do; 0: never
-	Log      *slog.Logger
-	LogFile  string         // that Log writes to, which it may replace; "": none
-	User     string         // who a daemon of root's becomes: see becoming
-	Free     bool           // it keeps all that its user may do
-	Metrics  string         // TCP address where metrics are served beside the socket; "": nowhere else
-	Version  string         // of this program
-	Replace  bool           // end the daemon that the folder has, and take its place
-	Sockets  []net.Listener // inherited from systemd; the folder's own socket is made if it isn't among them
+	// CacheSize bounds what the cache takes on disk: a number of bytes as size.Bytes reads it, or "auto". Empty: see cacheSize.
+	CacheSize string
+	Idle      time.Duration // ends by itself after this long with nothing to do; 0: never
+	Log       *slog.Logger
+	LogFile   string         // that Log writes to, which it may replace; "": none
+	User      string         // who a daemon of root's becomes: see becoming
+	Free      bool           // it keeps all that its user may do
+	Metrics   string         // TCP address where metrics are served beside the socket; "": nowhere else
+	Version   string         // of this program
+	Replace   bool           // end the daemon that the folder has, and take its place
+	Sockets   []net.Listener // inherited from systemd; the folder's own socket is made if it isn't among them
 }
 
 type server struct {
@@ -58,9 +60,12 @@ type server struct {
 	found     findings
 	keeping   store.Locks[string] // of profiles, by id
 
+	collecting sync.RWMutex // openings read-lock it: what they have written so far is no garbage
+
 	mu       sync.Mutex // guards what follows
 	leases   map[store.Key]map[*lease]bool
-	removing map[store.Key]bool // nobody gets a lease
+	removing map[store.Key]bool      // nobody gets a lease
+	opened   map[store.Key]time.Time // images that nobody has leased since
 	opening  map[*Opening]bool
 	busy     int       // requests and fillers under way
 	idle     time.Time // since when busy is 0
@@ -102,14 +107,20 @@ func Run(ctx context.Context, c Config) error {
 	if os.Getenv("GOGC") == "" { // an opening makes much garbage for a moment: it is cheaper to collect than to have
 		defer debug.SetGCPercent(debug.SetGCPercent(gcPercent))
 	}
+	bound, err := cacheSize(st, c.CacheSize)
+	if err != nil {
+		return errors.Join(err, l.Close())
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	s := &server{
-		cache: lazy.NewCache(st, lazy.Options{Log: c.Log}), st: st, log: c.Log, started: time.Now(), version: c.Version, activated: len(c.Sockets) > 0, stalls: tellStalls(c.Log), keyring: keys, confined: held, ctx: ctx, stop: cancel,
-		leases: make(map[store.Key]map[*lease]bool), removing: make(map[store.Key]bool), opening: make(map[*Opening]bool), idle: time.Now(),
+		st: st, log: c.Log, started: time.Now(), version: c.Version, activated: len(c.Sockets) > 0, stalls: tellStalls(c.Log), keyring: keys, confined: held, ctx: ctx, stop: cancel,
+		leases: make(map[store.Key]map[*lease]bool), removing: make(map[store.Key]bool), opening: make(map[*Opening]bool), opened: make(map[store.Key]time.Time), idle: time.Now(),
 	}
+	s.cache = lazy.NewCache(st, lazy.Options{Log: c.Log, Size: bound, Claim: s.claim})
 	s.measure(registry.NewTransport(), c.Version)
 	s.serveMetrics(ml)
+	s.work.Go(s.collect)
 	hs := &http.Server{Handler: s.routes(), BaseContext: func(net.Listener) context.Context { return ctx }, ErrorLog: slog.NewLogLogger(c.Log.Handler(), slog.LevelDebug)}
 	s.work.Go(func() {
 		<-ctx.Done()
@@ -188,6 +199,10 @@ func (s *server) routes() http.Handler {
 	mux.HandleFunc("POST /v1/images/{key}/replay", s.replay)
 	mux.HandleFunc("POST /v1/images/{key}/reads", s.reads)
 	mux.HandleFunc("DELETE /v1/images/{key}", s.remove)
+	mux.HandleFunc("PUT /v1/images/{key}/pin", s.pin)
+	mux.HandleFunc("DELETE /v1/images/{key}/pin", s.unpin)
+	mux.HandleFunc("GET /v1/usage", s.usage)
+	mux.HandleFunc("POST /v1/gc", s.gc)
 	mux.HandleFunc("GET /v1/profiles", s.listProfiles)
 	mux.HandleFunc("PUT /v1/profiles", s.putProfile)
 	mux.HandleFunc("GET /v1/profiles/{id}", s.getProfile)

@@ -1,0 +1,115 @@
+package daemon
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/pexfs/pex/cmd/internal/size"
+	"github.com/pexfs/pex/lazy/store"
+)
+
+// sizeEnv names the variable of the environment that bounds a cache; a flag of `daemon` precedes it.
+const sizeEnv = "PEX_CACHE_SIZE"
+
+// autoSize is the bound that leaves a part of the disk free (store.Budget).
+const autoSize = "auto"
+
+// settings are what a cache folder's daemon was told last by flags: those that other commands start go by them, too.
+type settings struct {
+	CacheSize int64 `json:"cacheSize"` // bytes; 0 is autoSize
+}
+
+func settingsFile(cacheDir string) string { return filepath.Join(cacheDir, "config.json") }
+
+// cacheSize gives the bound of a cache in bytes, 0 for autoSize: what the flag says, which is kept for the next daemon; else what the
+// environment says; else what was kept.
+func cacheSize(st *store.Store, flag string) (int64, error) {
+	if flag != "" {
+		n, err := parseSize(flag)
+		if err != nil {
+			return 0, fmt.Errorf("reading --cache-size %q: %w", flag, err)
+		}
+		b, err := json.Marshal(settings{n})
+		if err == nil {
+			err = os.WriteFile(settingsFile(st.Dir()), append(b, '\n'), 0o600)
+		}
+		if err != nil {
+			return 0, fmt.Errorf("keeping the cache's size: %w", err)
+		}
+		return n, nil
+	}
+	if env := os.Getenv(sizeEnv); env != "" {
+		n, err := parseSize(env)
+		if err != nil {
+			return 0, fmt.Errorf("reading %s=%q: %w", sizeEnv, env, err)
+		}
+		return n, nil
+	}
+	var kept settings
+	b, err := os.ReadFile(settingsFile(st.Dir()))
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, nil
+	}
+	if err == nil {
+		err = json.Unmarshal(b, &kept)
+	}
+	if err == nil && kept.CacheSize < 0 {
+		err = errors.New("a negative size")
+	}
+	if err != nil { // a guess is better than no daemon
+		return 0, nil
+	}
+	return kept.CacheSize, nil
+}
+
+func parseSize(text string) (int64, error) {
+	if text == autoSize {
+		return 0, nil
+	}
+	var n size.Bytes
+	if err := n.Set(text); err != nil {
+		return 0, err
+	}
+	if n < leastSize {
+		return 0, fmt.Errorf("a cache has %d MiB at least", leastSize>>20)
+	}
+	return int64(n), nil
+}
+
+// leastSize is the least bound of a cache, in bytes.
+const leastSize = 16 << 20
+
+// handOver is how long an image that was opened is kept for a lease to come.
+const handOver = 10 * time.Second
+
+// claim is lazy.Options.Claim.
+func (s *server) claim(key store.Key) (done func(), ok bool) {
+	s.mu.Lock()
+	opened := time.Since(s.opened[key]) < handOver
+	s.mu.Unlock()
+	if opened || s.removal(key) != nil {
+		return nil, false
+	}
+	return func() {
+		s.mu.Lock()
+		delete(s.removing, key)
+		delete(s.opened, key)
+		s.mu.Unlock()
+	}, true
+}
+
+// handedOver says that an image was opened, or that whoever opened it has a lease.
+func (s *server) handedOver(key store.Key, leased bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if leased {
+		delete(s.opened, key)
+		return
+	}
+	s.opened[key] = time.Now()
+}

@@ -1,0 +1,75 @@
+package lazy
+
+import (
+	"context"
+	"errors"
+
+	"github.com/pexfs/pex/lazy/store"
+)
+
+// makeRoom removes images that nobody uses, the one first whose last use is longest ago, until there is room.
+func (c *Cache) makeRoom(ctx context.Context, room func() bool) bool {
+	select {
+	case c.evicting <- struct{}{}:
+		defer func() { <-c.evicting }()
+	case <-ctx.Done():
+		return false
+	}
+	if room() { // another has made it
+		return true
+	}
+	all, err := c.st.Uses()
+	if err != nil {
+		c.log.Warn("making room", "err", err)
+	}
+	for _, u := range all {
+		if ctx.Err() != nil {
+			return false
+		}
+		if gone, err := c.evict(ctx, u.Key, false); err != nil {
+			c.log.Warn("making room", "image", u.Key, "err", err)
+		} else if gone {
+			c.log.Info("image is evicted", "image", u.Key, "used", u.Last)
+			if room() {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// evict removes an image unless it is of use to somebody: leased, pinned, read by a process that the daemon doesn't know, or worked on.
+// With dry it only tells.
+func (c *Cache) evict(ctx context.Context, k store.Key, dry bool) (gone bool, err error) {
+	if !c.idle(k) || c.st.Pinned(k) {
+		return false, nil
+	}
+	if c.opts.Claim != nil {
+		done, ok := c.opts.Claim(k)
+		if !ok {
+			return false, nil
+		}
+		defer done()
+	}
+	if c.st.Used(k) {
+		return false, nil
+	}
+	if dry {
+		return true, nil
+	}
+	if err = c.Remove(ctx, k); errors.Is(err, store.ErrNotCached) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// idle tells whether there is no work on an image.
+func (c *Cache) idle(k store.Key) bool {
+	im := c.Loaded(k)
+	if im == nil {
+		return true
+	}
+	im.mu.Lock()
+	defer im.mu.Unlock()
+	return !im.filling.Load() && !im.replaying.Load() && len(im.jobsOf) == 0
+}
