@@ -3,6 +3,8 @@ package lazy
 import (
 	"context"
 	"errors"
+	"maps"
+	"slices"
 
 	"github.com/pexfs/pex/lazy/store"
 )
@@ -72,4 +74,22 @@ func (c *Cache) idle(k store.Key) bool {
 	im.mu.Lock()
 	defer im.mu.Unlock()
 	return !im.filling.Load() && !im.replaying.Load() && len(im.jobsOf) == 0
+}
+
+// Idle lists the images in memory on which there is no work.
+func (c *Cache) Idle() (idle []store.Key) {
+	c.mu.Lock()
+	keys := slices.Collect(maps.Keys(c.images))
+	c.mu.Unlock()
+	for _, k := range keys {
+		if c.idle(k) {
+			idle = append(idle, k)
+		}
+	}
+	return idle
+}
+
+// Unload takes an image out of memory, if it is there. Whoever uses it is told ErrReopened and asks for it again.
+func (c *Cache) Unload(ctx context.Context, k store.Key) error {
+	return c.change(ctx, k, func(*Image) error { return nil })
 }

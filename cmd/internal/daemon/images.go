@@ -24,17 +24,35 @@ func (s *server) fill(im *lazy.Image) {
 	if !ok {
 		return
 	}
+	key := im.Info().Key
 	go func() {
 		defer leave()
-		if err := im.Fill(s.ctx); err != nil && s.ctx.Err() == nil && !errors.Is(err, lazy.ErrReopened) {
-			s.logOf(im.Info().Key).Error("filling image", "err", err)
+		err := im.Fill(s.ctx)
+		if errors.Is(err, lazy.ErrReopened) && s.leased(key) { // it was unloaded just when somebody came
+			if im, err = s.fetchable(s.ctx, key); err == nil {
+				err = im.Fill(s.ctx)
+			}
+		}
+		if err != nil && s.ctx.Err() == nil && !errors.Is(err, lazy.ErrReopened) {
+			s.logOf(key).Error("filling image", "err", err)
 		}
 	}()
 }
 
-// image gives an image of the cache, with somewhere to fetch from.
+func (s *server) leased(key store.Key) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.leases[key]) > 0
+}
+
+// image gives the image that a request names.
 func (s *server) image(ctx context.Context, r *http.Request) (*lazy.Image, error) {
-	im, err := s.cache.Image(ctx, store.Key(r.PathValue("key")))
+	return s.fetchable(ctx, store.Key(r.PathValue("key")))
+}
+
+// fetchable gives an image of the cache, with somewhere to fetch from.
+func (s *server) fetchable(ctx context.Context, key store.Key) (*lazy.Image, error) {
+	im, err := s.cache.Image(ctx, key)
 	if err != nil || im.HasRepo() || im.State() == store.Sealed {
 		return im, err
 	}

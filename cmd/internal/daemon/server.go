@@ -121,6 +121,7 @@ func Run(ctx context.Context, c Config) error {
 	s.measure(registry.NewTransport(), c.Version)
 	s.serveMetrics(ml)
 	s.work.Go(s.collect)
+	s.work.Go(s.unload)
 	hs := &http.Server{Handler: s.routes(), BaseContext: func(net.Listener) context.Context { return ctx }, ErrorLog: slog.NewLogLogger(c.Log.Handler(), slog.LevelDebug)}
 	s.work.Go(func() {
 		<-ctx.Done()
