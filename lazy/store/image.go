@@ -165,7 +165,11 @@ func (s *Store) Image(ctx context.Context, k Key) (*Image, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening image %s: %w", k, err)
 	}
-	if im.sealed.Load() || im.present.boot() == s.boot {
+	if im.sealed.Load() {
+		return im, nil
+	}
+	if im.present.boot() == s.boot {
+		im.unmarkHollow()
 		return im, nil
 	}
 	if err := s.recheck(ctx, im); err != nil {
@@ -252,6 +256,16 @@ func (im *Image) Close() error {
 		errs = append(errs, im.f.Close())
 	}
 	return errors.Join(errs...)
+}
+
+// unmarkHollow takes blocks for missing that the map names and that have no leaf: they were never written, and the map is damaged.
+func (im *Image) unmarkHollow() {
+	var zero [hashSize]byte
+	for b := range im.blocks {
+		if im.present.has(b) && [hashSize]byte(im.tree.leaf(b)) == zero {
+			im.present.clear(b)
+		}
+	}
 }
 
 // recheck hashes every block that the map names and forgets those that differ from their leaf.
