@@ -116,3 +116,32 @@ func TestBudget(t *testing.T) {
 	}
 	t.Logf("at most %d bytes on disk of %d, %d images evicted", most, int64(size), evicted)
 }
+
+// TestBudgetOfRest fills an image that nobody reads until there is no room: its filler rests, and another image that is opened takes its place.
+func TestBudgetOfRest(t *testing.T) {
+	files := map[string][]byte{"a": random(6<<20, 1), "b": random(6<<20, 2)}
+	r, small := newRepo(), newRepo()
+	r.image(t, r.stargzLayer(t, tarOf(t, files, "a", "b"), 100_000))
+	few := map[string][]byte{"c": random(4<<20, 3)}
+	small.image(t, small.stargzLayer(t, tarOf(t, few, "c"), 100_000))
+	c := newCacheOf(t, filepath.Join(t.TempDir(), "c"), Options{Size: 8 << 20})
+	c.trouble.every = 20 * time.Millisecond
+	im := mustOpen(t, c, r, "a:1")
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if err := im.Fill(t.Context()); !errors.Is(err, ErrReopened) {
+			t.Errorf("the filler that rests ends with %v", err)
+		}
+	})
+	for c.troubled() == nil {
+		time.Sleep(time.Millisecond)
+	}
+	checkRead(t, im, files, 1<<20)
+	other := mustOpen(t, c, small, "b:1")
+	fill(t, other)
+	wg.Wait()
+	check(t, other, few)
+	if _, err := c.Image(t.Context(), im.Info().Key); !errors.Is(err, store.ErrNotCached) {
+		t.Errorf("the other: %v", err)
+	}
+}

@@ -63,6 +63,7 @@ func (c *Cache) put(ctx context.Context, r *recipe, sources []source, tell func(
 // image any more, it returns those layers instead.
 func (c *Cache) make(ctx context.Context, r *recipe, sources []source, layers []*layer.Packed, tell func(Event)) (*Image, map[string]bool, error) {
 	key := r.key(layers)
+	defer c.expect(key)()
 	im, err := c.load(ctx, key, true)
 	if err == nil { // another manifest with the same layers
 		if info := im.Info(); r.opts.Strict && len(info.Ambiguous) > 0 {

@@ -28,6 +28,9 @@ func (c *Cache) makeRoom(ctx context.Context, room func() bool) bool {
 		if ctx.Err() != nil {
 			return false
 		}
+		if im, ok := ctx.Value(asker{}).(*Image); ok && im.file.Info.Key == u.Key {
+			continue // he would wait for himself
+		}
 		if gone, err := c.evict(ctx, u.Key, false); err != nil {
 			c.log.Warn("making room", "image", u.Key, "err", err)
 		} else if gone {
@@ -38,6 +41,20 @@ func (c *Cache) makeRoom(ctx context.Context, room func() bool) bool {
 		}
 	}
 	return false
+}
+
+// expect keeps an image that an opening makes from being evicted before the opening has it, until done is called.
+func (c *Cache) expect(k store.Key) (done func()) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.coming[k]++
+	return func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if c.coming[k]--; c.coming[k] == 0 {
+			delete(c.coming, k)
+		}
+	}
 }
 
 // evict removes an image unless it is of use to somebody: leased, pinned, read by a process that the daemon doesn't know, or worked on.
@@ -65,15 +82,22 @@ func (c *Cache) evict(ctx context.Context, k store.Key, dry bool) (gone bool, er
 	return err == nil, err
 }
 
-// idle tells whether there is no work on an image.
+// idle tells whether there is no work on an image, but for a filler that rests since there is no room.
 func (c *Cache) idle(k store.Key) bool {
-	im := c.Loaded(k)
-	if im == nil {
-		return true
+	c.mu.Lock()
+	im, coming := c.images[k], c.coming[k] > 0
+	c.mu.Unlock()
+	if im == nil || coming {
+		return !coming
 	}
+	rests := im.filling.Load() && c.troubled() != nil
 	im.mu.Lock()
 	defer im.mu.Unlock()
-	return !im.filling.Load() && !im.replaying.Load() && len(im.jobsOf) == 0
+	users := im.users
+	if im.early != nil { // nobody has come for it
+		users--
+	}
+	return (users == 0 || users == 1 && rests) && len(im.jobsOf) == 0
 }
 
 // Idle lists the images in memory on which there is no work.
@@ -82,7 +106,7 @@ func (c *Cache) Idle() (idle []store.Key) {
 	keys := slices.Collect(maps.Keys(c.images))
 	c.mu.Unlock()
 	for _, k := range keys {
-		if c.idle(k) {
+		if im := c.Loaded(k); c.idle(k) && im != nil && !im.Filling() {
 			idle = append(idle, k)
 		}
 	}

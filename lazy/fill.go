@@ -67,7 +67,7 @@ func (im *Image) seal(ctx context.Context) error {
 		if err := sleep(ctx, wait); err != nil {
 			return err
 		}
-		if err := im.c.awaitRoom(ctx); err != nil {
+		if err := im.awaitRoom(ctx); err != nil {
 			return err
 		}
 		if err := im.fill(ctx); err != nil {
@@ -92,7 +92,7 @@ func (im *Image) fill(ctx context.Context) error {
 			if !errors.Is(err, store.ErrUnwritable) {
 				return err
 			}
-			if err := im.c.awaitRoom(ctx); err != nil {
+			if err := im.awaitRoom(ctx); err != nil {
 				return err
 			}
 		}
@@ -148,7 +148,7 @@ func (im *Image) fill(ctx context.Context) error {
 // fillRun fetches one run once no reader waits, and again after a fault that may pass.
 func (im *Image) fillRun(ctx context.Context, r run, p *pace) error {
 	for wait := time.Second; ; wait = min(2*wait, time.Minute) {
-		if err := im.c.awaitRoom(ctx); err != nil {
+		if err := im.awaitRoom(ctx); err != nil {
 			return err
 		}
 		if im.writeHeld(r) {

@@ -46,6 +46,7 @@ type Image struct {
 	awaited map[int]*run            // of a replay, by chunk; nil: there is none
 	early   *early                  // nil: nothing was fetched early
 	err     error                   // why the filler gave up, for status
+	users   int                     // that begin counts
 }
 
 type clone struct {
@@ -230,7 +231,7 @@ func (im *Image) Need(ctx context.Context, off, n int64) error {
 			continue
 		}
 		if _, ok := im.clones[i]; ok {
-			if !im.c.look() {
+			if !im.mayWrite(ctx) {
 				continue // it can be read there
 			}
 			if err := im.copyClone(ctx, i, e); err != nil && !errors.Is(err, store.ErrUnwritable) {
@@ -283,7 +284,7 @@ func (im *Image) copyClone(ctx context.Context, i int, e extent) error {
 		if !cl.from.Intact(ctx, cl.off, e.size) {
 			return ctx.Err()
 		}
-		release, err := im.c.st.Reserve(ctx, blocksEnd(0, e.size))
+		release, err := im.reserve(ctx, blocksEnd(0, e.size))
 		if err == nil {
 			defer release()
 			err = im.file.Clone(e.off, cl.from.File(), cl.off, e.size, cl.from.Leaves(cl.off, e.size))
@@ -487,7 +488,7 @@ func (im *Image) place(e extent, k int, ch layer.Chunk, p []byte) error {
 	off, end := e.off+ch.Off, e.off+ch.Off+ch.Size
 	last := end == e.off+e.size // the rest of the last block is padding
 	whole0, whole1 := (off+block-1)/block*block, end/block*block
-	release, err := im.c.st.Reserve(im.ctx, blocksEnd(0, end)-off/block*block)
+	release, err := im.reserve(im.ctx, blocksEnd(0, end)-off/block*block)
 	if err != nil {
 		return err
 	}

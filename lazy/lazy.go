@@ -110,6 +110,7 @@ type Cache struct {
 	mu       sync.Mutex           // guards what follows
 	images   map[store.Key]*Image // open for filling
 	using    map[string]int       // layers that openings use, by digest in hex
+	coming   map[store.Key]int    // images that openings make
 }
 
 // NewCache works on st, whose lock the caller holds.
@@ -120,7 +121,7 @@ func NewCache(st *store.Store, o Options) *Cache {
 	if o.ReadTimeout == 0 {
 		o.ReadTimeout = time.Minute
 	}
-	c := &Cache{st: st, opts: o, log: o.Log, reading: make(chan struct{}, pieceNow), evicting: make(chan struct{}, 1), images: make(map[store.Key]*Image), using: make(map[string]int)}
+	c := &Cache{st: st, opts: o, log: o.Log, reading: make(chan struct{}, pieceNow), evicting: make(chan struct{}, 1), images: make(map[store.Key]*Image), using: make(map[string]int), coming: make(map[store.Key]int)}
 	c.wholes.scratch, c.wholes.idle = func() (scratch, error) { return st.Scratch() }, wholeIdle
 	c.fetches = queue{each: fetchesEach, behind: fetchesBehind, free: fetchesAll}
 	c.streams = queue{each: streamsEach, free: streamsAll}

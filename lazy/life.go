@@ -20,13 +20,13 @@ func (im *Image) begin(ctx context.Context) (_ context.Context, done func(), err
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	stop := context.AfterFunc(im.ctx, func() { cancel(ErrReopened) })
-	return ctx, func() { stop(); cancel(nil); im.jobs.Done() }, nil
+	return ctx, func() { stop(); cancel(nil); im.leave() }, nil
 }
 
 // look calls f, which waits for nothing, unless the image has ended.
 func (im *Image) look(f func()) {
 	if im.enter() {
-		defer im.jobs.Done()
+		defer im.leave()
 		f()
 	}
 }
@@ -38,7 +38,15 @@ func (im *Image) enter() bool {
 		return false
 	}
 	im.jobs.Add(1)
+	im.users++
 	return true
+}
+
+func (im *Image) leave() {
+	im.mu.Lock()
+	im.users--
+	im.mu.Unlock()
+	im.jobs.Done()
 }
 
 // end ends the work on the image's files, waits for it and lets nobody begin again.

@@ -124,7 +124,7 @@ func (im *Image) composeChunk(ctx context.Context, p []byte, i, k int, off int64
 
 // keep writes a verified chunk, or holds it where that can't be.
 func (im *Image) keep(e extent, k int, p []byte) error {
-	im.c.look()
+	im.mayWrite(im.ctx)
 	err := im.place(e, k, im.plan.chunk(k), p)
 	if !errors.Is(err, store.ErrUnwritable) {
 		return err
@@ -140,7 +140,7 @@ func (im *Image) retry(e extent, k int) bool {
 	if p == nil {
 		return false
 	}
-	if im.c.look() && im.place(e, k, im.plan.chunk(k), p) == nil {
+	if im.mayWrite(im.ctx) && im.place(e, k, im.plan.chunk(k), p) == nil {
 		im.c.unwritten.drop(im, k)
 	}
 	return true

@@ -34,12 +34,15 @@ func (c *Cache) met(err error, n int64) {
 	if t.err == nil && time.Since(t.over) > roomQuiet {
 		c.log.Warn("the cache takes no more: filling rests, and what is read isn't kept", "cache", c.st.Dir(), "err", err)
 	}
-	t.err, t.need, t.tried = err, n, time.Now()
+	if t.err == nil {
+		t.tried = time.Now()
+	}
+	t.err, t.need = err, n
 }
 
 // Trouble is why the folder can't be written to, or nil. The error wraps store.ErrUnwritable.
 func (c *Cache) Trouble() error {
-	c.look()
+	c.look(context.Background())
 	return c.troubled()
 }
 
@@ -50,7 +53,7 @@ func (c *Cache) troubled() error {
 }
 
 // look tells whether the folder can be written to. After trouble it tries, not too often.
-func (c *Cache) look() bool {
+func (c *Cache) look(ctx context.Context) bool {
 	t := &c.trouble
 	t.mu.Lock()
 	if t.err == nil || time.Since(t.tried) < t.every {
@@ -60,24 +63,44 @@ func (c *Cache) look() bool {
 	t.tried = time.Now() // others wait for it to pass
 	n := max(t.need, store.BlockSize)
 	t.mu.Unlock()
-	err := c.st.TryWriting(context.Background(), n)
+	err := c.st.TryWriting(ctx, n)
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.err == nil {
+	switch {
+	case t.err == nil:
 		return true
-	}
-	if t.err = err; err != nil {
+	case err != nil && ctx.Err() != nil:
+		return false
+	case err != nil:
+		t.err = err
 		return false
 	}
+	t.err = nil
 	t.over = time.Now()
 	c.log.Info("the cache can be written to again", "cache", c.st.Dir())
 	return true
 }
 
+// asker is the key of a context's value: the *Image for which room is asked for.
+type asker struct{}
+
+// mayWrite is look for those who work on an image, which can't be removed to make room for itself.
+func (im *Image) mayWrite(ctx context.Context) bool {
+	return im.c.look(context.WithValue(ctx, asker{}, im))
+}
+
+// reserve is store.Store.Reserve for those who work on an image. As long as there is trouble nothing is tried but by look.
+func (im *Image) reserve(ctx context.Context, n int64) (release func(), err error) {
+	if err := im.c.troubled(); err != nil {
+		return nil, err
+	}
+	return im.c.st.Reserve(context.WithValue(ctx, asker{}, im), n)
+}
+
 // awaitRoom waits until the folder can be written to.
-func (c *Cache) awaitRoom(ctx context.Context) error {
-	for !c.look() {
-		if err := sleep(ctx, c.trouble.every/2); err != nil {
+func (im *Image) awaitRoom(ctx context.Context) error {
+	for !im.mayWrite(ctx) {
+		if err := sleep(ctx, im.c.trouble.every/2); err != nil {
 			return err
 		}
 	}

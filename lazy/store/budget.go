@@ -24,24 +24,22 @@ type Budget struct {
 }
 
 const (
-	spare       = 1 << 20                // bytes
-	metadataPer = 128                    // a file system's own blocks are at most this part of a file's
-	measureAge  = 10 * time.Second       // of a measurement that is still believed
-	fullFor     = 200 * time.Millisecond // nothing is removed again so soon after that was in vain
+	spare       = 1 << 20          // bytes
+	metadataPer = 128              // a file system's own blocks are at most this part of a file's
+	measureAge  = 10 * time.Second // of a measurement that is still believed
 )
 
 // budget is the account of a folder. What its files take is at most what was measured, what was written since that measurement began, and
 // what is reserved.
 type budget struct {
 	measuring sync.Mutex // held by measure
-	mu        sync.Mutex // guards what follows
 	b         *Budget    // nil: there is no bound
+	mu        sync.Mutex // guards what follows
 	measured  int64
 	at        time.Time // when that measurement began
 	written   int64     // ever
 	base      int64     // of written, when the measurement began
 	reserved  int64
-	full      time.Time // when nothing could be removed
 }
 
 // FullError says that the folder's budget is used up. It wraps ErrUnwritable.
@@ -59,42 +57,35 @@ func (e *FullError) Unwrap() error { return ErrUnwritable }
 
 // SetBudget bounds the folder. It is called once, before the folder is used.
 func (s *Store) SetBudget(b Budget) {
-	s.budget.mu.Lock()
-	defer s.budget.mu.Unlock()
 	s.budget.b = &b
 }
 
 // Reserve promises that n bytes can be written until release is called, which says that they were, or won't be. Where there is no room it is made.
 // The error is a FullError or ctx's.
 func (s *Store) Reserve(ctx context.Context, n int64) (release func(), err error) {
-	b := &s.budget
-	b.mu.Lock()
-	budget := b.b
-	b.mu.Unlock()
-	if budget == nil {
+	if !s.bounded() {
 		return func() {}, nil
 	}
+	return s.reserveOf(ctx, n, s.budget.b.MakeRoom)
+}
+
+func (s *Store) bounded() bool { return s.budget.b != nil }
+
+// reserveOf is Reserve with room made by makeRoom, unless that is nil.
+func (s *Store) reserveOf(ctx context.Context, n int64, makeRoom func(context.Context, func() bool) bool) (release func(), err error) {
 	n += n/metadataPer + BlockSize
 	release, free, err := s.reserve(n)
 	if err != nil || release != nil {
 		return release, err
 	}
-	b.mu.Lock()
-	vain := time.Since(b.full) < fullFor
-	b.mu.Unlock()
-	if !vain {
-		room := func() bool { return s.measure() == nil && s.hasRoom(n) }
-		if room() || budget.MakeRoom != nil && budget.MakeRoom(ctx, room) {
-			if release, free, err = s.reserve(n); err != nil || release != nil {
-				return release, err
-			}
+	room := func() bool { return s.measure() == nil && s.hasRoom(n) }
+	if room() || makeRoom != nil && makeRoom(ctx, room) {
+		if release, free, err = s.reserve(n); err != nil || release != nil {
+			return release, err
 		}
-		if ctx.Err() != nil {
-			return nil, context.Cause(ctx)
-		}
-		b.mu.Lock()
-		b.full = time.Now()
-		b.mu.Unlock()
+	}
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
 	}
 	return nil, &FullError{Dir: s.dir, Need: n, Free: free}
 }

@@ -43,16 +43,6 @@ func (w *budgeted) WriteAt(p []byte, off int64) (int, error) {
 	return n, unwritable(err)
 }
 
-func (w *budgeted) Write(p []byte) (int, error) {
-	release, err := w.s.Reserve(w.ctx, int64(len(p)))
-	if err != nil {
-		return 0, err
-	}
-	defer release()
-	n, err := w.f.Write(p)
-	return n, unwritable(err)
-}
-
 // spoolFiles are in the order in which they take the places of others. openSpool opens the leaves first: it may see old ones beside new
 // data, which has all that they name, and never the other way round.
 var spoolFiles = [...]string{"data", "leaves", "boot"}

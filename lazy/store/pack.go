@@ -43,7 +43,7 @@ type section struct {
 type PackWriter struct {
 	s    *Store
 	f    *os.File
-	out  *budgeted // to f
+	out  spareWriter // to f
 	z    *zstd.Encoder
 	at   int64
 	rows []section
@@ -55,7 +55,7 @@ func (s *Store) NewPack(ctx context.Context) (*PackWriter, error) {
 	if err != nil {
 		return nil, fmt.Errorf("packing layers: %w", err)
 	}
-	w := &PackWriter{s: s, f: f, out: &budgeted{ctx, s, f}, at: int64(len(packMagic))}
+	w := &PackWriter{s: s, f: f, out: spareWriter{ctx, s, f}, at: int64(len(packMagic))}
 	w.z, err = zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1), zstd.WithWindowSize(packWindow))
 	if err == nil {
 		_, err = f.WriteString(packMagic)
@@ -64,6 +64,25 @@ func (s *Store) NewPack(ctx context.Context) (*PackWriter, error) {
 		return nil, errors.Join(fmt.Errorf("packing layers: %w", err), w.Discard())
 	}
 	return w, nil
+}
+
+// spareWriter writes to a file of the folder as long as the budget has room without anything being removed for it: one can do without a pack.
+type spareWriter struct {
+	ctx context.Context
+	s   *Store
+	f   *os.File
+}
+
+func (w spareWriter) Write(p []byte) (int, error) {
+	if w.s.bounded() {
+		release, err := w.s.reserveOf(w.ctx, int64(len(p)), nil)
+		if err != nil {
+			return 0, err
+		}
+		defer release()
+	}
+	n, err := w.f.Write(p)
+	return n, unwritable(err)
 }
 
 // Index adds an index, which LayerIndex gives back.

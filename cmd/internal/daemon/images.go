@@ -273,7 +273,7 @@ func (s *server) stillUsed(ctx context.Context, key store.Key) bool {
 
 // removal begins the removal of an image that nobody uses.
 func (s *server) removal(key store.Key) error {
-	if im := s.cache.Loaded(key); im != nil && im.Filling() {
+	if im := s.cache.Loaded(key); im != nil && im.Filling() && s.cache.Trouble() == nil {
 		return fmt.Errorf("image %.12s is %w: it is being filled", key, errBusy)
 	}
 	s.mu.Lock()
