@@ -25,16 +25,22 @@ func (l *lab) daemonStatus() (st struct {
 }, kernel map[string]string) {
 	l.t.Helper()
 	decode(l.t, l.do("pexfs", "status", "--json"), &st)
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", st.PID))
+	return st, kernelStatus(l.t, st.PID)
+}
+
+// kernelStatus is what the kernel says of a process: proc_pid_status(5).
+func kernelStatus(t *testing.T, pid int) map[string]string {
+	t.Helper()
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
-		l.t.Fatal(err)
+		t.Fatal(err)
 	}
-	kernel = make(map[string]string)
+	kernel := make(map[string]string)
 	for line := range strings.Lines(string(b)) {
 		k, v, _ := strings.Cut(strings.TrimSpace(line), ":\t")
 		kernel[k] = v
 	}
-	return st, kernel
+	return kernel
 }
 
 // TestConfined looks at what the kernel says of daemons that are at work.
@@ -71,6 +77,59 @@ func TestConfined(t *testing.T) {
 	}
 	if c := st.Confined; c == nil || !c.NoNewPrivileges || c.Landlock > 0 && (len(c.Writes) != 1 || c.Writes[0] != l.cache) {
 		t.Errorf("%+v", c)
+	}
+}
+
+// TestViewConfined looks at what the kernel says of views, which need others to start a daemon and to unmount: the mount is read on after both
+// view and daemon were killed, and the next daemon isn't confined as a view is.
+func TestViewConfined(t *testing.T) {
+	tree := filepath.Join(buildDir(t), "image/tree")
+	for _, via := range []string{"fuse", "erofs"} {
+		t.Run(via, func(t *testing.T) {
+			l := newLab(t)
+			bounded(t, l.cache)
+			l.serve()
+			dir := l.mount("--via", via, "--no-fill", l.addr+"/demo-estargz")
+			for i, name := range []string{"bin/bash", "usr/bin/perl"} {
+				if got, want := shaFile(t, filepath.Join(dir, name)), shaFile(t, filepath.Join(tree, name)); got != want {
+					t.Errorf("%s is %s, want %s", name, got, want)
+				}
+				kernel := kernelStatus(t, viewOf(t, l.cache))
+				for k, want := range map[string]string{"NoNewPrivs": "1", "CapEff": "0000000000000000", "CapPrm": "0000000000000000", "CapBnd": "0000000000000000"} {
+					if kernel[k] != want {
+						t.Errorf("%s of view %d is %s, want %s", k, i, kernel[k], want)
+					}
+				}
+				if st, kernel := l.daemonStatus(); kernel["CapEff"] == "0000000000000000" || st.Confined == nil || len(st.Confined.Writes) > 1 {
+					t.Errorf("daemon %d: capabilities %s, %+v", i, kernel["CapEff"], st.Confined)
+				}
+				if i == 0 {
+					l.killDaemon()
+					kill(t, viewOf(t, l.cache))
+				}
+			}
+			if err := syscall.Kill(viewOf(t, l.cache), syscall.SIGTERM); err != nil {
+				t.Fatal(err)
+			}
+			gone(t, l.cache)
+			if fstype, _ := mountedAs(t, dir); fstype != "" {
+				t.Errorf("%s is still mounted as %s", dir, fstype)
+			}
+		})
+	}
+}
+
+// TestViewRefuses has a view that is confined, with its mount made, refuse an image: nothing is left of the mount.
+func TestViewRefuses(t *testing.T) {
+	l := newLab(t)
+	file, dir := filepath.Join(t.TempDir(), "file"), t.TempDir()
+	if err := os.WriteFile(file, make([]byte, 8192), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	l.fails(1, []string{"file"}, "pexfs", "image", "mount", file, dir)
+	gone(t, l.cache)
+	if fstype, _ := mountedAs(t, dir); fstype != "" {
+		t.Errorf("%s is still mounted as %s", dir, fstype)
 	}
 }
 

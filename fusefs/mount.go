@@ -78,19 +78,41 @@ type Server struct {
 func Mount(f *FS, dir string, o MountOptions) (*Server, error) { return mountAny(f, dir, o, f.log) }
 
 func mountAny(f fuse.RawFileSystem, dir string, o MountOptions, l *slog.Logger) (*Server, error) {
+	d, err := NewDevice(dir, o)
+	if err != nil {
+		return nil, err
+	}
+	s, err := begin(f, dir, d, o, l)
+	if err != nil {
+		return nil, errors.Join(err, Unmount(dir))
+	}
+	return s, nil
+}
+
+// NewDevice does the first half of Mount, which needs the right to mount: its users wait until Begin serves it. A mount whose device was
+// closed instead is there until it is unmounted, and an error to its users.
+func NewDevice(dir string, o MountOptions) (*Device, error) {
 	d, err := mountDevice(dir, o)
 	if err != nil {
 		return nil, err
 	}
 	if o.Keep != nil {
-		err = o.Keep(d)
+		if err := o.Keep(d); err != nil {
+			return nil, errors.Join(fmt.Errorf("mounting on %s: %w", dir, err), d.Close(), Unmount(dir))
+		}
 	}
-	var s *fuse.Server
-	if err == nil {
-		s, err = serve(f, d, true, o.options(l))
-	}
+	return d, nil
+}
+
+// Begin does the second half of Mount, with what NewDevice was told. d is the server's from here on.
+func Begin(f *FS, dir string, d *Device, o MountOptions) (*Server, error) {
+	return begin(f, dir, d, o, f.log)
+}
+
+func begin(f fuse.RawFileSystem, dir string, d *Device, o MountOptions, l *slog.Logger) (*Server, error) {
+	s, err := serve(f, d, true, o.options(l))
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("mounting on %s: %w", dir, err), Unmount(dir), d.Close())
+		return nil, errors.Join(fmt.Errorf("mounting on %s: %w", dir, err), d.Close())
 	}
 	neverPolled(dir)
 	return &Server{s, d, dir}, nil

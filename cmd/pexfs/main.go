@@ -50,7 +50,7 @@ func root() *cobra.Command {
 		},
 	}
 	cmd.PersistentFlags().StringVar(&cacheDir, "cache-dir", "", "cache folder (default $PEX_CACHE_DIR, or pex in the user's cache folder)")
-	cmd.AddCommand(mountCommand(&cacheDir), holdCommand(&cacheDir), viewCommand(&cacheDir), umountCommand(&cacheDir), lsCommand(&cacheDir), statusCommand(&cacheDir),
+	cmd.AddCommand(mountCommand(&cacheDir), holdCommand(&cacheDir), viewCommand(&cacheDir), ensureCommand(&cacheDir), umountCommand(&cacheDir), lsCommand(&cacheDir), statusCommand(&cacheDir),
 		waitCommand(&cacheDir), rmCommand(&cacheDir), pinCommand(&cacheDir, true), pinCommand(&cacheDir, false), duCommand(&cacheDir), gcCommand(&cacheDir), fsckCommand(&cacheDir), imageCommand(&cacheDir), profileCommand(&cacheDir), daemon.Command(&cacheDir, cli.Version()), registryCommand(), convertCommand(),
 		&cobra.Command{
 			Use: "version", Short: "Print the version", Args: cobra.NoArgs,

@@ -51,6 +51,9 @@ type mounter struct {
 	link *holder.Link
 	left *left // nil: there is none
 	log  *slog.Logger
+
+	dev      *fusefs.Device // of a new mount by FUSE that was made already; nil: there is none
+	confined bool
 }
 
 // left is what a view leaves with its holder for a successor.
@@ -113,8 +116,7 @@ func (m *mounter) show(im *view.Image) (shown, error) {
 	case viaErofs:
 		return m.showErofs(im, kmount.Mount)
 	case viaAuto:
-		// a mount by FUSE is closed to other users unless they are let in, which the kernel's can't be
-		if os.Geteuid() != 0 || !m.AllowOther || m.Debug {
+		if !m.mayKernel() {
 			break
 		}
 		s, err := m.showErofs(im, kmount.MountFile)
@@ -126,15 +128,30 @@ func (m *mounter) show(im *view.Image) (shown, error) {
 	return m.showFUSE(im.Meta(), im)
 }
 
+// mayKernel tells whether the kernel may mount the image.
+func (m *mounter) mayKernel() bool {
+	// a mount by FUSE is closed to other users unless they are let in, which the kernel's can't be
+	return m.File == "" && (m.Via == viaErofs || m.Via == viaAuto && os.Geteuid() == 0 && m.AllowOther && !m.Debug)
+}
+
+// mountOptions are those of a mount by FUSE.
+func (m *mounter) mountOptions() fusefs.MountOptions {
+	return fusefs.MountOptions{
+		Source: m.Source, AllowOther: m.AllowOther, Debug: m.Debug,
+		Keep: func(d *fusefs.Device) error { return m.keep(left{Via: viaFUSE, Init: d.Init}, d.File) },
+	}
+}
+
 // showFUSE shows an image by this process.
 func (m *mounter) showFUSE(meta *erofs.Image, data fusefs.Data) (shown, error) {
 	fs := fusefs.New(meta, data, fusefs.Options{Log: m.log})
-	o := fusefs.MountOptions{Source: m.Source, AllowOther: m.AllowOther, Debug: m.Debug}
-	if m.left != nil {
-		return fusefs.Resume(fs, m.Dir, m.left.dev, o)
+	switch {
+	case m.left != nil:
+		return fusefs.Resume(fs, m.Dir, m.left.dev, m.mountOptions())
+	case m.dev != nil:
+		return fusefs.Begin(fs, m.Dir, m.dev, m.mountOptions())
 	}
-	o.Keep = func(d *fusefs.Device) error { return m.keep(left{Via: viaFUSE, Init: d.Init}, d.File) }
-	return fusefs.Mount(fs, m.Dir, o)
+	return fusefs.Mount(fs, m.Dir, m.mountOptions())
 }
 
 // showErofs has the kernel mount an image, after a check of its whole metadata: a complete one from the image file. Of another the

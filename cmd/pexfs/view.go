@@ -64,7 +64,7 @@ func startView(ctx context.Context, cacheDir string, s viewSpec) error {
 		return err
 	}
 	defer r.Close()
-	cmd := exec.Command(exe, "hold", "--cache-dir", cacheDir)
+	cmd := exec.Command(exe, "hold", "--cache-dir", cacheDir, "--", s.Dir)
 	cmd.Dir = "/"
 	cmd.Stdin = task
 	see := ""
@@ -125,13 +125,20 @@ const holdReadyFD = 3
 
 func holdCommand(cacheDir *string) *cobra.Command {
 	return &cobra.Command{
-		Use: "hold", Hidden: true, Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
+		Use: "hold DIR", Hidden: true, Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
 			syscall.CloseOnExec(holdReadyFD)
 			debug.SetGCPercent(10) // it makes no garbage to speak of
 			h := &holder.Holder{
 				Task: os.Stdin, Ready: os.NewFile(holdReadyFD, "ready"), View: []string{"view", "--cache-dir", *cacheDir},
-				Log: slog.New(slog.NewTextHandler(os.Stderr, nil)).With("holder", os.Getpid()),
+				Log:     slog.New(slog.NewTextHandler(os.Stderr, nil)).With("holder", os.Getpid()),
+				Unmount: func() error { return fusefs.Unmount(args[0]) },
+				Daemon: func(ctx context.Context) error {
+					// another process, which may read what a daemon says
+					c := exec.CommandContext(ctx, "/proc/self/exe", ensureUse, "--cache-dir", *cacheDir)
+					c.Args[0], c.Dir, c.Stderr = os.Args[0], "/", os.Stderr
+					return c.Run()
+				},
 			}
 			if err := h.Run(holder.Terminate(cmd.Context())); err != nil {
 				h.Log.Error("the holder ends", "err", err)
@@ -184,7 +191,7 @@ func takeView(cacheDir string, log *slog.Logger, terminate <-chan os.Signal, rea
 	if m.left, err = takeLeft(state, files); err != nil {
 		return err
 	}
-	c, err := daemon.NewClient(cacheDir)
+	c, err := daemon.NewClient(cacheDir) // looks where the socket is, while it may
 	if err != nil {
 		return err
 	}
@@ -205,9 +212,20 @@ func (m *mounter) serve(c *daemon.Client, terminate <-chan os.Signal, ready func
 	if m.left.ended() {
 		return nil
 	}
+	go func() {
+		if m.link.AwaitEnd() {
+			m.log.Warn("the holder is gone: nobody takes over when this view dies, nor starts a daemon for it", "dir", m.Dir)
+		}
+	}()
+	if err := m.prepare(); err != nil {
+		return err
+	}
 	srv, end, err := m.open(c)
 	if err != nil {
 		return err
+	}
+	if err := m.settle(); err != nil {
+		return errors.Join(err, m.unmount(srv))
 	}
 	if err := m.link.Serves(); err != nil {
 		m.log.Warn("nobody takes over when this view dies", "dir", m.Dir, "err", err)
@@ -220,17 +238,12 @@ func (m *mounter) serve(c *daemon.Client, terminate <-chan os.Signal, ready func
 		for {
 			select {
 			case <-terminate:
-				if err := srv.Unmount(); err != nil {
+				if err := m.unmount(srv); err != nil {
 					m.log.Warn("unmounting", "dir", m.Dir, "err", err)
 				}
 			case <-over:
 				return
 			}
-		}
-	}()
-	go func() {
-		if m.link.AwaitEnd() {
-			m.log.Warn("the holder is gone: nobody takes over when this view dies", "dir", m.Dir)
 		}
 	}()
 	err = srv.Wait()
@@ -253,7 +266,7 @@ func (m *mounter) open(c *daemon.Client) (srv shown, end func() error, err error
 		}
 		return srv, end, nil
 	}
-	o := view.Options{Who: "mount " + m.Dir, Fill: m.Fill, Record: m.Record, IOTimeout: m.IOTimeout}
+	o := view.Options{Who: "mount " + m.Dir, Fill: m.Fill, Record: m.Record, IOTimeout: m.IOTimeout, Ensure: m.ensure(c)}
 	if m.left != nil { // what it reads is no longer what comes first
 		o.Late, o.Record = true, nil
 	}

@@ -1,5 +1,6 @@
 // Package confine gives up what a process may do and doesn't need, for good: new privileges, capabilities, core dumps, and, where the
-// kernel has Landlock (landlock(7)), executing, writing outside of a few folders, opening TCP ports, and signals to other processes.
+// kernel has Landlock (landlock(7)), executing, reading and writing outside of a few folders, TCP ports and connections, and signals to
+// other processes.
 //
 // What a kernel can't enforce isn't, and State says so; nothing fails for that.
 package confine
@@ -9,6 +10,7 @@ import (
 	"fmt"
 	"runtime"
 	"slices"
+	"time"
 	"unsafe"
 
 	"github.com/landlock-lsm/go-landlock/landlock"
@@ -17,8 +19,12 @@ import (
 	"kernel.org/pub/linux/libs/security/libcap/psx"
 )
 
-// Needs is what a process keeps. Everything may be read that its user may read; files that are open stay so.
+// Needs is what a process keeps. Files that are open stay so, and sockets in the file system can be connected to wherever they are. A
+// folder that isn't there when a process is confined never is.
 type Needs struct {
+	Read         []string // folders beneath which files are read, and single files; nil: all that its user may read
+	Devices      []string // that are opened for reading and writing, beside
+	Connect      bool     // to others by TCP
 	Write        []string // folders beneath which files and folders are made, written, renamed and removed
 	Remove       []string // folders beneath which files are removed
 	Capabilities []int    // unix.CAP_…, those of them that the process has
@@ -31,7 +37,9 @@ type State struct {
 	Capabilities    []string `json:"capabilities"` // that it has still
 	Landlock        int      `json:"landlock"`     // the kernel's version of it; 0: none
 	Writes          []string `json:"writes"`       // folders beneath which alone it may write; null: wherever its user may
+	Reads           []string `json:"reads"`        // folders and files that alone it may read; null: what its user may
 	Executes        bool     `json:"executes"`
+	Connects        bool     `json:"connects"`   // to others by TCP
 	OpensPorts      bool     `json:"opensPorts"` // TCP
 	Signals         bool     `json:"signals"`    // other processes than those it has started since, and connects to abstract sockets
 }
@@ -58,7 +66,8 @@ const (
 
 // Self confines this process, all its threads, and those that it starts. It is called once. After an error an unknown part of it holds.
 func Self(n Needs) (State, error) {
-	s := State{Writes: n.Write, Capabilities: []string{}}
+	s := State{Writes: n.Write, Reads: n.Read, Capabilities: []string{}}
+	_ = time.Local.String() // has the time zone's file read, by which times are logged
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
 		return s, fmt.Errorf("confining: turning off core dumps: %w", err)
 	}
@@ -87,21 +96,30 @@ func (s *State) restrict(n Needs) error {
 		abi = 0
 	}
 	s.Landlock = abi
-	s.Executes, s.OpensPorts, s.Signals = abi < 1, abi < 4, abi < 6 || !signalsOwnThreads()
+	s.Executes, s.OpensPorts, s.Connects, s.Signals = abi < 1, abi < 4, n.Connect || abi < 4, abi < 6 || !signalsOwnThreads()
 	if abi < 1 {
-		s.Writes = nil
+		s.Writes, s.Reads = nil, nil
 		return nil
 	}
 	scopes := landlock.ScopedSet(ll.ScopeSignal | ll.ScopeAbstractUnixSocket)
 	if s.Signals {
 		scopes = 0
 	}
-	c, err := landlock.NewConfig(landlock.AccessFSSet(all), landlock.AccessNetSet(ll.AccessNetBindTCP), scopes)
+	net := landlock.AccessNetSet(ll.AccessNetBindTCP)
+	if !n.Connect {
+		net |= ll.AccessNetConnectTCP
+	}
+	c, err := landlock.NewConfig(landlock.AccessFSSet(all), net, scopes)
 	if err != nil {
 		return err
 	}
+	read := landlock.PathAccess(reads, "/")
+	if n.Read != nil {
+		read = landlock.PathAccess(ll.AccessFSReadFile, n.Read...).IgnoreIfMissing()
+	}
 	return c.BestEffort().Restrict(
-		landlock.PathAccess(reads, "/"),
+		read,
+		landlock.PathAccess(ll.AccessFSReadFile|ll.AccessFSWriteFile|ll.AccessFSIoctlDev, n.Devices...).IgnoreIfMissing(),
 		landlock.PathAccess(reads|writes, n.Write...),
 		landlock.PathAccess(ll.AccessFSRemoveFile, n.Remove...),
 	)
@@ -118,6 +136,14 @@ func signalsOwnThreads() bool {
 func prctl(option, arg uintptr) error {
 	if _, _, errno := psx.Syscall6(unix.SYS_PRCTL, option, arg, 0, 0, 0, 0); errno != 0 {
 		return errno
+	}
+	return nil
+}
+
+// DropCapabilities gives up those that Self has kept.
+func DropCapabilities() error {
+	if err := keep(nil); err != nil {
+		return fmt.Errorf("giving up capabilities: %w", err)
 	}
 	return nil
 }

@@ -18,12 +18,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// childEnv has the folder of a process that confines itself and tells what it can do then.
-const childEnv = "PEX_TEST_CONFINED"
+// childEnv has the folder of a process that confines itself and tells what it can do then; readerEnv says that it only reads.
+const (
+	childEnv  = "PEX_TEST_CONFINED"
+	readerEnv = "PEX_TEST_READER"
+)
 
 func TestMain(m *testing.M) {
 	if dir := os.Getenv(childEnv); dir != "" {
-		if err := json.NewEncoder(os.Stdout).Encode(child(dir)); err != nil {
+		do := child
+		if os.Getenv(readerEnv) != "" {
+			do = reader
+		}
+		if err := json.NewEncoder(os.Stdout).Encode(do(dir)); err != nil {
 			panic(err)
 		}
 		return
@@ -46,13 +53,10 @@ func child(dir string) told {
 	}
 	parent := os.Getppid()
 	st, err := Self(Needs{Write: []string{filepath.Join(dir, "own")}, Remove: []string{filepath.Join(dir, "remove")}, Capabilities: []int{unix.CAP_DAC_READ_SEARCH}})
-	t := told{State: st, Tried: make(map[string]string)}
-	if err != nil {
-		t.Err = err.Error()
-		return t
-	}
 	in := func(name string) string { return filepath.Join(dir, name) }
-	for what, do := range map[string]func() error{
+	defer all.Wait()
+	defer close(stop)
+	return tell(st, err, map[string]func() error{
 		"write":         func() error { return os.WriteFile(in("own/new"), []byte("x"), 0o600) },
 		"make a folder": func() error { return os.MkdirAll(in("own/a/b"), 0o700) },
 		"rename": func() error {
@@ -79,8 +83,18 @@ func child(dir string) told {
 		"change its user":    func() error { return unix.Setresuid(1, 1, 1) },
 		"mount":              func() error { return unix.Mount("none", in("own"), "tmpfs", 0, "") },
 		"change the root":    func() error { return unix.Chroot(in("own")) },
-		"an abstract socket": func() error { return connect("\x00" + os.Getenv(childEnv)) },
-	} {
+		"an abstract socket": func() error { return connect("\x00" + dir) },
+	})
+}
+
+// tell tries all of it.
+func tell(st State, err error, try map[string]func() error) told {
+	t := told{State: st, Tried: make(map[string]string)}
+	if err != nil {
+		t.Err = err.Error()
+		return t
+	}
+	for what, do := range try {
 		// in some thread
 		done := make(chan error)
 		go func() { done <- do() }()
@@ -95,9 +109,58 @@ func child(dir string) told {
 			t.Tried[what] = err.Error()
 		}
 	}
-	close(stop)
-	all.Wait()
 	return t
+}
+
+// reader is a process that reads one folder, and a file.
+func reader(dir string) told {
+	in := func(name string) string { return filepath.Join(dir, name) }
+	kept, err := os.Open(in("remove/there"))
+	if err != nil {
+		return told{Err: err.Error()}
+	}
+	defer kept.Close()
+	st, err := Self(Needs{Read: []string{in("own"), in("other/there"), in("missing")}, Devices: []string{os.DevNull}, Capabilities: []int{unix.CAP_DAC_READ_SEARCH}})
+	if err == nil {
+		err = DropCapabilities()
+	}
+	open := func(name string, mode int) error {
+		f, err := os.OpenFile(name, mode, 0)
+		if err == nil {
+			err = f.Close()
+		}
+		return err
+	}
+	return tell(st, err, map[string]func() error{
+		"read":             func() error { return open(in("own/there"), os.O_RDONLY) },
+		"read a file":      func() error { return open(in("other/there"), os.O_RDONLY) },
+		"read what's open": func() error { _, err := kept.ReadAt(make([]byte, 1), 0); return err },
+		"look at a file":   func() error { _, err := os.Stat(in("remove/there")); return err },
+		"a device":         func() error { return open(os.DevNull, os.O_RDWR) },
+		"connect":          func() error { return connect(in("listen")) },
+		"capabilities":     func() error { return unix.Setresuid(1, 1, 1) },
+		"read elsewhere":   func() error { return open(in("remove/there"), os.O_RDONLY) },
+		"read by a link":   func() error { return open(in("own/link/there2"), os.O_RDONLY) },
+		"read /proc":       func() error { return open("/proc/self/status", os.O_RDONLY) },
+		"list":             func() error { _, err := os.ReadDir(dir); return err },
+		"another device":   func() error { return open("/dev/zero", os.O_RDONLY) },
+		"write":            func() error { return open(in("own/there"), os.O_WRONLY) },
+		"make":             func() error { return os.WriteFile(in("own/new"), nil, 0o600) },
+		"execute":          func() error { return exec.Command("/proc/self/exe").Run() },
+		"open a port":      port,
+		"connect by TCP":   func() error { return connectTCP() },
+		"signal":           func() error { return syscall.Kill(os.Getppid(), 0) },
+	})
+}
+
+// connectTCP connects to a port where nobody listens.
+func connectTCP() error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	return unix.Connect(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}, Port: 1})
 }
 
 func connect(name string) error {
@@ -120,6 +183,68 @@ func port() error {
 
 // TestSelf has a process of root's confine itself. What a kernel without Landlock, or with an early one, can't refuse is expected to work.
 func TestSelf(t *testing.T) {
+	got := confined(t)
+	files, cross := refused(got.State.Executes), refused(got.State.Executes)
+	if cross != "" {
+		cross = "EXDEV|EACCES"
+	}
+	want := map[string]string{
+		"write": "", "make a folder": "", "rename": "", "truncate": "", "read elsewhere": "", "read /proc": "", "remove a socket": "", "connect": "",
+		"write elsewhere": files, "overwrite": files, "remove elsewhere": files, "rename out": cross, "by a link": files, "make a link": files,
+		"make a device": "EPERM|EACCES", "execute": files, "execute its own": files, "open a port": refused(got.State.OpensPorts),
+		"signal": eperm(got.State.Signals), "an abstract socket": eperm(got.State.Signals), "change its user": "EPERM", "mount": "EPERM", "change the root": "EPERM",
+	}
+	compare(t, want, got)
+	if s := got.State; !s.NoNewPrivileges || s.CoreDumps || fmt.Sprint(s.Capabilities) != "[CAP_DAC_READ_SEARCH]" || (s.Landlock > 0) == s.Executes {
+		t.Errorf("%+v", s)
+	}
+	t.Logf("%+v, without %q", got.State, got.State.Missing())
+}
+
+// TestReader has one confine itself to reading a folder and a file.
+func TestReader(t *testing.T) {
+	got := confined(t, readerEnv+"=1")
+	files := refused(got.State.Executes)
+	tcp := refused(got.State.Connects)
+	if tcp == "" {
+		tcp = "ECONNREFUSED"
+	}
+	compare(t, map[string]string{
+		"read": "", "read a file": "", "read what's open": "", "look at a file": "", "a device": "", "connect": "",
+		"capabilities": "EPERM", "read elsewhere": files, "read by a link": files, "read /proc": files, "list": files, "another device": files,
+		"write": files, "make": files, "execute": files, "open a port": refused(got.State.OpensPorts), "connect by TCP": tcp, "signal": eperm(got.State.Signals),
+	}, got)
+}
+
+// refused and eperm are what comes of what a process may do or not.
+func refused(may bool) string {
+	if may {
+		return ""
+	}
+	return "EACCES"
+}
+
+func eperm(may bool) string {
+	if may {
+		return ""
+	}
+	return "EPERM"
+}
+
+// compare compares what was tried with what should have come of it: one of several names of errors.
+func compare(t *testing.T, want map[string]string, got told) {
+	t.Helper()
+	same := cmp.Comparer(func(a, b string) bool {
+		return a == b || strings.Contains("|"+a+"|", "|"+b+"|") && b != "" || strings.Contains("|"+b+"|", "|"+a+"|") && a != ""
+	})
+	if d := cmp.Diff(want, got.Tried, same); d != "" {
+		t.Errorf("%+v: %s", got.State, d)
+	}
+}
+
+// confined runs a process that confines itself, in a folder with what it tries, and gives what that tells.
+func confined(t *testing.T, env ...string) (got told) {
+	t.Helper()
 	dir, err := os.MkdirTemp("", "confine")
 	if err != nil {
 		t.Fatal(err)
@@ -133,6 +258,9 @@ func TestSelf(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	if err := os.WriteFile(filepath.Join(dir, "other/there2"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
 	if err := os.Symlink("../other", filepath.Join(dir, "own/link")); err != nil {
 		t.Fatal(err)
 	}
@@ -144,50 +272,17 @@ func TestSelf(t *testing.T) {
 		defer l.Close()
 	}
 	cmd := exec.Command("/proc/self/exe")
-	cmd.Env = append(os.Environ(), childEnv+"="+dir)
+	cmd.Env = append(append(os.Environ(), childEnv+"="+dir), env...)
 	var errs bytes.Buffer
 	cmd.Stderr = &errs
 	out, err := cmd.Output()
 	if err != nil {
 		t.Fatalf("%v\n%s", err, errs.String())
 	}
-	var got told
 	if err := json.Unmarshal(out, &got); err != nil || got.Err != "" {
 		t.Fatalf("%v: %s", err, out)
 	}
-	refused := func(may bool) string {
-		if may {
-			return ""
-		}
-		return "EACCES"
-	}
-	eperm := func(may bool) string {
-		if may {
-			return ""
-		}
-		return "EPERM"
-	}
-	files := refused(got.State.Executes)
-	cross := files
-	if cross != "" {
-		cross = "EXDEV|EACCES"
-	}
-	want := map[string]string{
-		"write": "", "make a folder": "", "rename": "", "truncate": "", "read elsewhere": "", "read /proc": "", "remove a socket": "", "connect": "",
-		"write elsewhere": files, "overwrite": files, "remove elsewhere": files, "rename out": cross, "by a link": files, "make a link": files,
-		"make a device": "EPERM|EACCES", "execute": files, "execute its own": files, "open a port": refused(got.State.OpensPorts),
-		"signal": eperm(got.State.Signals), "an abstract socket": eperm(got.State.Signals), "change its user": "EPERM", "mount": "EPERM", "change the root": "EPERM",
-	}
-	same := cmp.Comparer(func(a, b string) bool {
-		return a == b || strings.Contains("|"+a+"|", "|"+b+"|") && b != "" || strings.Contains("|"+b+"|", "|"+a+"|") && a != ""
-	})
-	if d := cmp.Diff(want, got.Tried, same); d != "" {
-		t.Errorf("%+v: %s", got.State, d)
-	}
-	if s := got.State; !s.NoNewPrivileges || s.CoreDumps || fmt.Sprint(s.Capabilities) != "[CAP_DAC_READ_SEARCH]" || (s.Landlock > 0) == s.Executes {
-		t.Errorf("%+v", s)
-	}
-	t.Logf("%+v, without %q", got.State, got.State.Missing())
+	return got
 }
 
 // TestGive gives folders to a user, one of them in several ways not to be given.

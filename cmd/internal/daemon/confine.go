@@ -85,7 +85,7 @@ func (c Config) confine(cacheDir, sock string, u *confine.User) (*keyring, *conf
 	if err != nil {
 		return nil, nil, err
 	}
-	n := confine.Needs{Write: []string{cacheDir}, Remove: []string{filepath.Dir(sock)}, Capabilities: []int{unix.CAP_DAC_READ_SEARCH}}
+	n := confine.Needs{Write: []string{cacheDir}, Connect: true, Remove: []string{filepath.Dir(sock)}, Capabilities: []int{unix.CAP_DAC_READ_SEARCH}}
 	if u != nil { // the folder of sockets is root's
 		n.Remove = nil
 	}

@@ -2,7 +2,8 @@
 //
 // A view (the process that serves a mount) is started by a holder, which waits for its end. The view leaves with the holder what its
 // successor needs: descriptors, the mount's own among them, and a few bytes. The holder looks into neither, and reads nothing else: so there
-// is hardly anything that it could die of. A view that ends with status 0 says that its mount has ended, and its holder ends as well. When
+// is hardly anything that it could die of. A view gives up its rights before it looks at an image; what it needs some for, to unmount and to
+// start a daemon, it asks its holder to do, who has them still, and is told nothing but that. A view that ends with status 0 says that its mount has ended, and its holder ends as well. When
 // one ends in any other way, the holder starts a successor, which gets what was left. It gives up when views end too often: by closing what
 // it holds, with which the kernel ends the mount, so that its users get errors rather than wait for ever.
 //
@@ -21,6 +22,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"sync"
 	"syscall"
 	"time"
 )
@@ -50,6 +52,9 @@ type Holder struct {
 	View  []string // the arguments by which this program is a view
 	Env   []string // for it, beside what this process has
 	Log   *slog.Logger
+
+	Unmount func() error                // ends the mount, unless it is in use
+	Daemon  func(context.Context) error // sees to it that a daemon runs
 
 	held      held
 	serves    bool // the view says so
@@ -155,7 +160,7 @@ func (h *Holder) view(terminate <-chan os.Signal) (*os.ProcessState, error) {
 			}
 		}
 	}()
-	h.listen(ours, cmd.Process)
+	h.serve(ours, cmd.Process)
 	err = cmd.Wait()
 	close(over)
 	<-passed
@@ -193,8 +198,44 @@ func (h *Holder) start(link *os.File) (*exec.Cmd, error) {
 	return cmd, nil
 }
 
+// serve does what the view asks for until it has ended.
+func (h *Holder) serve(conn *net.UnixConn, view *os.Process) {
+	ctx, cancel := context.WithCancel(context.Background())
+	var errands sync.WaitGroup
+	// what is asked for more than once while it is being done is done once more
+	unmount, daemon := make(chan struct{}, 1), make(chan struct{}, 1)
+	errands.Go(func() {
+		for range unmount {
+			if err := h.Unmount(); err != nil {
+				h.Log.Warn("unmounting", "err", err)
+			}
+		}
+	})
+	errands.Go(func() {
+		for range daemon {
+			if err := h.Daemon(ctx); err != nil && ctx.Err() == nil {
+				h.Log.Warn("starting a daemon", "err", err)
+			}
+			_ = send(conn, kindDaemon, nil, nil) // a view that has ended doesn't hear it
+		}
+	})
+	h.listen(conn, view, unmount, daemon)
+	cancel()
+	close(unmount)
+	close(daemon)
+	errands.Wait()
+}
+
+// enter makes an entry in c unless there is one.
+func enter(c chan<- struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
 // listen takes what the view says until it has ended.
-func (h *Holder) listen(conn *net.UnixConn, view *os.Process) {
+func (h *Holder) listen(conn *net.UnixConn, view *os.Process, unmount, daemon chan<- struct{}) {
 	for {
 		kind, state, files, err := receive(conn)
 		if err != nil {
@@ -210,6 +251,10 @@ func (h *Holder) listen(conn *net.UnixConn, view *os.Process) {
 				_ = view.Signal(syscall.SIGTERM)
 				h.terminate = false
 			}
+		case kindUnmount:
+			enter(unmount)
+		case kindDaemon:
+			enter(daemon)
 		}
 	}
 }

@@ -26,6 +26,7 @@ func TestMain(m *testing.M) {
 
 // view writes to the file that is passed on how often it was started, and ends as the task says for that time: one letter each.
 func view(what string) int {
+	terminate := Terminate(context.Background())
 	l, state, files, err := Join()
 	if err != nil {
 		return 3
@@ -65,10 +66,29 @@ func view(what string) int {
 		time.Sleep(time.Minute)
 	case 'p':
 		panic("as the task says")
+	case 'd': // has a daemon started three times, and the mount ended at last
+		go l.AwaitEnd()
+		for range 3 {
+			if l.Daemon(context.Background()) != nil {
+				return 10
+			}
+		}
+		if l.Unmount() != nil {
+			return 11
+		}
+		return 0
+	case 'w': // waits for a daemon that doesn't start
+		go l.AwaitEnd()
+		ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
+		defer cancel()
+		if !errors.Is(l.Daemon(ctx), context.DeadlineExceeded) {
+			return 12
+		}
+		return 0
 	case 'e': // its mount has ended
 		return 0
 	case 't':
-		if (<-Terminate(context.Background())) != syscall.SIGTERM {
+		if (<-terminate) != syscall.SIGTERM {
 			return 9
 		}
 		return 0
@@ -94,7 +114,7 @@ func TestHolder(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			started, log, err := hold(t, c.task, nil)
+			started, log, err := hold(t, &Holder{}, c.task, nil)
 			if started != c.started {
 				t.Errorf("%d views were started, want %d", started, c.started)
 			}
@@ -110,14 +130,32 @@ func TestHolder(t *testing.T) {
 
 func TestTerminate(t *testing.T) {
 	terminate := make(chan os.Signal, 1)
-	time.AfterFunc(100*time.Millisecond, func() { terminate <- syscall.SIGTERM })
-	if started, log, err := hold(t, "te", terminate); err != nil || started > 2 { // it may not have listened yet
+	time.AfterFunc(500*time.Millisecond, func() { terminate <- syscall.SIGTERM })
+	if started, log, err := hold(t, &Holder{}, "te", terminate); err != nil || started > 2 { // it may not have listened yet
 		t.Errorf("%d views, %v\n%s", started, err, log)
 	}
 }
 
+// TestErrands has a holder do what its view may not.
+func TestErrands(t *testing.T) {
+	var unmounted, started int
+	h := &Holder{
+		Unmount: func() error { unmounted++; return errors.New("it is in use") },
+		Daemon:  func(context.Context) error { started++; return nil },
+	}
+	_, log, err := hold(t, h, "d", nil)
+	if err != nil || unmounted != 1 || started != 3 || !strings.Contains(log, "it is in use") {
+		t.Errorf("it unmounted %d times and started %d daemons: %v\n%s", unmounted, started, err, log)
+	}
+	// what takes long ends with the view
+	h = &Holder{Daemon: func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }}
+	if _, log, err := hold(t, h, "w", nil); err != nil {
+		t.Errorf("%v\n%s", err, log)
+	}
+}
+
 // hold runs a holder of views that do the task.
-func hold(t *testing.T, task string, terminate <-chan os.Signal) (started int, log string, err error) {
+func hold(t *testing.T, h *Holder, task string, terminate <-chan os.Signal) (started int, log string, err error) {
 	t.Helper()
 	dir := t.TempDir()
 	if err := os.WriteFile(dir+"/task", []byte(task), 0o600); err != nil {
@@ -129,7 +167,7 @@ func hold(t *testing.T, task string, terminate <-chan os.Signal) (started int, l
 	}
 	defer f.Close()
 	var b bytes.Buffer
-	h := &Holder{Task: f, Env: []string{viewEnv + "=" + dir + "/count"}, Log: slog.New(slog.NewTextHandler(&b, nil))}
+	h.Task, h.Env, h.Log = f, []string{viewEnv + "=" + dir + "/count"}, slog.New(slog.NewTextHandler(&b, nil))
 	err = h.Run(terminate)
 	count, err2 := os.ReadFile(dir + "/count")
 	if err2 != nil {

@@ -1,6 +1,7 @@
 package holder
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -12,11 +13,14 @@ import (
 )
 
 // Messages between a holder and its view: a byte that says what it is, the state, and descriptors. A holder says begin once; a view says
-// keep, as often as it changes, and serves.
+// keep, as often as it changes, and serves. What a view asks its holder to do, unmount and daemon, is a byte and no more; the holder answers
+// daemon, by the same byte, when it has done what it could.
 const (
-	kindBegin  = 'b'
-	kindKeep   = 'k'
-	kindServes = 's'
+	kindBegin   = 'b'
+	kindKeep    = 'k'
+	kindServes  = 's'
+	kindUnmount = 'u'
+	kindDaemon  = 'd'
 )
 
 // Bounds of a message.
@@ -26,7 +30,11 @@ const (
 )
 
 // Link is a view's way to its holder. The zero Link has none: all is well, and nothing is kept.
-type Link struct{ conn *net.UnixConn }
+type Link struct {
+	conn   *net.UnixConn
+	gone   chan struct{} // closed when AwaitEnd returns
+	daemon chan struct{} // has an entry when the holder has answered
+}
 
 // Join takes up the link that this process inherited, and what an earlier view has left: nothing if this is the first one.
 func Join() (*Link, []byte, []*os.File, error) {
@@ -42,7 +50,7 @@ func Join() (*Link, []byte, []*os.File, error) {
 		conn.Close()
 		return nil, nil, nil, fmt.Errorf("joining the holder: %w", err)
 	}
-	return &Link{conn}, state, files, nil
+	return &Link{conn: conn, gone: make(chan struct{}), daemon: make(chan struct{}, 1)}, state, files, nil
 }
 
 // Keep leaves state and files for the next view, in place of what was left before.
@@ -67,13 +75,52 @@ func (l *Link) Serves() error {
 	return nil
 }
 
-// AwaitEnd returns true when the holder has died, and false after Close.
+// Held tells whether there is a holder, or was one.
+func (l *Link) Held() bool { return l.conn != nil }
+
+// Unmount asks the holder to end the mount, which it does unless that is in use.
+func (l *Link) Unmount() error { return l.ask(kindUnmount) }
+
+// Daemon asks the holder to see to it that a daemon runs, and returns when it has tried. It works while AwaitEnd does, for one at a time.
+func (l *Link) Daemon(ctx context.Context) error {
+	if err := l.ask(kindDaemon); err != nil {
+		return err
+	}
+	select {
+	case <-l.daemon:
+		return nil
+	case <-l.gone:
+		return errors.New("the holder is gone")
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+func (l *Link) ask(kind byte) error {
+	if err := send(l.conn, kind, nil, nil); err != nil {
+		return fmt.Errorf("asking the holder: %w", err)
+	}
+	return nil
+}
+
+// AwaitEnd returns true when the holder has died, and false after Close. It is called once.
 func (l *Link) AwaitEnd() bool {
 	if l.conn == nil {
 		return false
 	}
-	_, _, _, err := receive(l.conn)
-	return !errors.Is(err, net.ErrClosed)
+	defer close(l.gone)
+	for {
+		kind, _, _, err := receive(l.conn)
+		if err != nil {
+			return !errors.Is(err, net.ErrClosed)
+		}
+		if kind == kindDaemon {
+			select {
+			case l.daemon <- struct{}{}:
+			default: // nobody waited for the last one any more
+			}
+		}
+	}
 }
 
 // Close ends the link.

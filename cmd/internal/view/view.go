@@ -1,6 +1,6 @@
 // Package view reads an image of the cache in a process of its own: present bytes from the image file, and for missing ones it
-// asks the daemon and waits. It needs no network and no credentials. A daemon that dies only makes it wait: it starts
-// another, takes its lease again and asks again.
+// asks the daemon and waits. It needs no network and no credentials. A daemon that dies only makes it wait: it has
+// another one started, takes its lease again and asks again.
 package view
 
 import (
@@ -30,6 +30,7 @@ type Image struct {
 	fill   bool
 	wait   time.Duration
 	key    store.Key
+	ensure func(context.Context) error
 
 	cancel context.CancelFunc
 	leased sync.WaitGroup
@@ -51,6 +52,9 @@ type Options struct {
 
 	// IOTimeout is how long the daemon may take for bytes that are missing; 0: a minute.
 	IOTimeout time.Duration
+
+	// Ensure sees to it that a daemon runs; nil: the client's own way, which starts one from this process.
+	Ensure func(context.Context) error
 
 	// Late opens the image before there is a lease, and takes that when a daemon gives it: for a reader that goes on in the place of
 	// another one, and waits for no daemon to read what is there.
@@ -75,7 +79,10 @@ func (e damaged) Hint() string {
 
 // Attach opens an image that the daemon has opened, and holds a lease on it until Close.
 func Attach(ctx context.Context, c *daemon.Client, o *daemon.Opened, opt Options) (*Image, error) {
-	im := &Image{c: c, who: opt.Who, fill: opt.Fill, wait: opt.IOTimeout, key: o.Key}
+	im := &Image{c: c, who: opt.Who, fill: opt.Fill, wait: opt.IOTimeout, key: o.Key, ensure: opt.Ensure}
+	if im.ensure == nil {
+		im.ensure = c.Ensure
+	}
 	var lease io.ReadCloser
 	if !opt.Late {
 		var err error
@@ -236,7 +243,7 @@ func (im *Image) need(ctx context.Context, p []byte, off int64) (got int, err er
 func (im *Image) lease(ctx context.Context) (io.ReadCloser, error) {
 	lease, err := im.c.Lease(ctx, im.key, im.who, im.fill)
 	if errors.Is(err, daemon.ErrGone) && ctx.Err() == nil {
-		if err = im.c.Ensure(ctx); err == nil {
+		if err = im.ensure(ctx); err == nil {
 			lease, err = im.c.Lease(ctx, im.key, im.who, im.fill)
 		}
 	}
@@ -265,7 +272,7 @@ func (im *Image) keepLease(ctx context.Context, lease io.ReadCloser) {
 			}
 			// a complete image needs no daemon: it is only asked again when one runs anyway
 			if !im.Complete() {
-				im.c.Ensure(ctx)
+				_ = im.ensure(ctx) // the lease says whether there is one
 			}
 			l, err := im.c.Lease(ctx, im.key, im.who, im.fill)
 			if err == nil {
