@@ -265,6 +265,30 @@ func TestHolderKilled(t *testing.T) {
 	l.do("pexfs", "umount", dir)
 }
 
+// TestHolderAndDaemonKilled leaves a view alone: it can't start a daemon, but uses the next one that is there.
+func TestHolderAndDaemonKilled(t *testing.T) {
+	tree := filepath.Join(buildDir(t), "image/tree")
+	l := newLab(t)
+	bounded(t, l.cache)
+	dir := l.mount("--no-fill", "--no-profile", "--io-timeout", "1s", "oci:"+filepath.Join(buildDir(t), "image/demo-estargz"))
+	want := shaFile(t, filepath.Join(tree, "bin/bash"))
+	if got := shaFile(t, filepath.Join(dir, "bin/bash")); got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+	kill(t, only(t, l.cache, "hold"))
+	l.killDaemon()
+	if got := shaFile(t, filepath.Join(dir, "bin/bash")); got != want {
+		t.Errorf("what is there: %s, want %s", got, want)
+	}
+	if _, err := os.ReadFile(filepath.Join(dir, "usr/bin/perl")); !errors.Is(err, unix.EIO) {
+		t.Errorf("what nobody fetches: %v", err)
+	}
+	l.do("pexfs", "ls")
+	if got, want := shaFile(t, filepath.Join(dir, "usr/bin/perl")), shaFile(t, filepath.Join(tree, "usr/bin/perl")); got != want {
+		t.Errorf("with a daemon again: %s, want %s", got, want)
+	}
+}
+
 // TestUnmountForms ends mounts in all ways, with a view and while there is none: nothing is left of them.
 func TestUnmountForms(t *testing.T) {
 	layout := "oci:" + filepath.Join(buildDir(t), "image/demo-estargz")

@@ -4,6 +4,7 @@
 package view
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -215,15 +216,17 @@ func (im *Image) ReadFd(off int64, n int) (fd uintptr, fdOff int64, ok bool) {
 	return im.v.File().Fd(), off, true
 }
 
-// need waits until what p is to be read from is present, or reads the first of it, got bytes, where the cache takes no more.
+// need waits until what p is to be read from is present, or reads the first of it, got bytes, where the cache takes no more. It waits for
+// daemons no longer than one may take.
 func (im *Image) need(ctx context.Context, p []byte, off int64) (got int, err error) {
 	n := int64(len(p))
+	last := time.Now().Add(cmp.Or(im.wait, time.Minute))
 	for wait := 20 * time.Millisecond; ; wait = min(2*wait, time.Second) {
 		got, err := im.c.Need(ctx, im.key, daemon.NeedRequest{Off: off, N: n, Timeout: im.wait}, p)
 		if err == nil && got == 0 && !im.v.Has(off, n) {
 			return 0, fmt.Errorf("reading image %.12s: the daemon says bytes at %d are present, the map does not", im.key, off)
 		}
-		if err == nil || ctx.Err() != nil || !errors.Is(err, daemon.ErrGone) {
+		if err == nil || ctx.Err() != nil || !errors.Is(err, daemon.ErrGone) || time.Now().After(last) {
 			return got, err
 		}
 		t := time.NewTimer(wait)
