@@ -268,7 +268,8 @@ func (r *rangeReader) begin(resp *http.Response, off, n int64) error {
 		return nil
 	}
 	defer discard(resp)
-	return refusal(r.what, resp, r.place.e.session.home(resp.Request.URL))
+	s := r.place.e.session
+	return s.refusal(r.what, resp, s.home(resp.Request.URL))
 }
 
 func (r *rangeReader) unusable(format string, args ...any) error {

@@ -110,7 +110,7 @@ func (r *Repo) each(ctx context.Context, able func(*endpoint) bool, f func(*endp
 		if e.out() {
 			continue
 		}
-		err := f(e)
+		err := e.session.redacted(f(e))
 		if err == nil {
 			return nil
 		}
@@ -123,7 +123,8 @@ func (r *Repo) each(ctx context.Context, able func(*endpoint) bool, f func(*endp
 		e.failed(err)
 		before = err
 	}
-	err := f(all[len(all)-1])
+	e := all[len(all)-1]
+	err := e.session.redacted(f(e))
 	if err != nil && before != nil && ctx.Err() == nil {
 		return fmt.Errorf("%w (and before: %v)", err, before)
 	}

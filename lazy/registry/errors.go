@@ -133,14 +133,14 @@ const (
 
 // refusal is the Error for an answer with a status that isn't what was asked for. home says that the registry itself
 // answered, not a host it redirected to. The body is read but not closed.
-func refusal(what string, resp *http.Response, home bool) error {
+func (s *session) refusal(what string, resp *http.Response, home bool) error {
 	e := &Error{What: what, URL: redact(resp.Request.URL), Status: resp.StatusCode}
 	body, _ := io.ReadAll(io.LimitReader(resp.Body, maxErrorBody)) // what can't be read says nothing
 	var said struct {
 		Errors []struct{ Code, Message string }
 	}
 	if json.Unmarshal(body, &said) == nil && len(said.Errors) > 0 {
-		e.Code, e.Message = printable(said.Errors[0].Code), printable(said.Errors[0].Message)
+		e.Code, e.Message = printable(s.hide(said.Errors[0].Code)), printable(s.hide(said.Errors[0].Message))
 	}
 	e.classify(home)
 	if e.temporary {
@@ -195,7 +195,7 @@ func printable(s string) string {
 }
 
 // handshakeError is the Error for a ping or token request of go-containerregistry that failed.
-func handshakeError(what string, u *url.URL, err error) error {
+func (s *session) handshakeError(what string, u *url.URL, err error) error {
 	var te *transport.Error
 	if !errors.As(err, &te) {
 		return failure(what, u, err)
@@ -205,7 +205,7 @@ func handshakeError(what string, u *url.URL, err error) error {
 		e.URL = redact(te.Request.URL)
 	}
 	if len(te.Errors) > 0 {
-		e.Code, e.Message = printable(string(te.Errors[0].Code)), printable(te.Errors[0].Message)
+		e.Code, e.Message = printable(s.hide(string(te.Errors[0].Code))), printable(s.hide(te.Errors[0].Message))
 	}
 	e.classify(true)
 	return e

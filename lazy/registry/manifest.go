@@ -85,7 +85,7 @@ func (r *Repo) Probe(ctx context.Context) (v1.Hash, error) {
 			}
 			defer discard(resp)
 			if resp.StatusCode != http.StatusOK {
-				if err := refusal(what, resp, e.session.home(resp.Request.URL)); blob.Temporary(err) {
+				if err := e.session.refusal(what, resp, e.session.home(resp.Request.URL)); blob.Temporary(err) {
 					return err
 				}
 				return nil // whether it is there, GET tells for certain
@@ -174,7 +174,7 @@ func (e *endpoint) get(ctx context.Context, what, kind, id, accept string) (*htt
 	}
 	if resp.StatusCode != http.StatusOK {
 		defer discard(resp)
-		return nil, refusal(what, resp, e.session.home(resp.Request.URL))
+		return nil, e.session.refusal(what, resp, e.session.home(resp.Request.URL))
 	}
 	return resp, nil
 }

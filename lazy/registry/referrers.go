@@ -60,7 +60,7 @@ func (r *Repo) index(ctx context.Context, what, kind, id string, query url.Value
 			}
 			if resp.StatusCode != http.StatusOK {
 				defer discard(resp)
-				return refusal(what, resp, e.session.home(resp.Request.URL))
+				return e.session.refusal(what, resp, e.session.home(resp.Request.URL))
 			}
 			defer resp.Body.Close()
 			body, err = readAll(ctx, what, resp, maxManifest, alive)

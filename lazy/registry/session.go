@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 
@@ -31,6 +32,7 @@ var (
 type session struct {
 	repo   name.Repository   // at the server, which may be another than the reference's registry
 	root   *url.URL          // of the server's API; without a scheme it is to be found out
+	header http.Header       // that the server is sent beside
 	plain  bool              // plain HTTP is permitted
 	base   http.RoundTripper // without credentials
 	client *http.Client      // over the session
@@ -41,6 +43,7 @@ type session struct {
 	mu    sync.Mutex
 	state state
 	auth  authn.AuthConfig
+	given []string // tokens of the last states
 }
 
 // state is what a session has found out. It is replaced, never changed.
@@ -54,7 +57,7 @@ type state struct {
 
 // newSession makes a session with a host, which may be the registry of repo, or another that has the same.
 func newSession(repo name.Repository, h hosts.Host, auth authn.AuthConfig, o Options) *session {
-	s := &session{repo: repo, root: h.Root, auth: auth, turn: make(chan struct{}, 1)}
+	s := &session{repo: repo, root: h.Root, header: h.Header, auth: auth, turn: make(chan struct{}, 1)}
 	s.plain = h.Root.Scheme == "http" || h.Root.Scheme == "" && (o.Insecure || loopback(h.Root.Host))
 	home, away := o.transports(h)
 	s.base = &borders{
@@ -224,6 +227,12 @@ func (s *session) store(st state) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.state = st
+	for _, token := range []string{st.token, st.refresh} {
+		if !slices.Contains(s.given, token) {
+			s.given = append(s.given, token)
+		}
+	}
+	s.given = s.given[max(len(s.given)-maxGiven, 0):]
 }
 
 func (s *session) credentials() authn.AuthConfig {
@@ -291,7 +300,7 @@ func (s *session) attempt(ctx context.Context, scheme string, req *http.Request)
 	case http.StatusTooManyRequests, http.StatusServiceUnavailable:
 		if retryAfter(resp.Header) > 0 { // it is not to be asked anything else
 			defer discard(resp)
-			return nil, nil, refusal(api, resp, true)
+			return nil, nil, s.refusal(api, resp, true)
 		}
 	}
 	c, err = s.askAPI(ctx, scheme)
@@ -337,7 +346,7 @@ func (s *session) askAPI(ctx context.Context, scheme string) (*transport.Challen
 	}
 	defer discard(resp)
 	if resp.StatusCode != http.StatusOK && resp.StatusCode != http.StatusUnauthorized {
-		return nil, refusal(api, resp, true)
+		return nil, s.refusal(api, resp, true)
 	}
 	c, err := challenge(ctx, s.repo.Registry, resp)
 	if err != nil {
@@ -385,7 +394,7 @@ func (s *session) authenticate(ctx context.Context, st state) (state, error) {
 	next, err := s.exchange(ctx, st, auth)
 	if err != nil {
 		u, _ := url.Parse(c.Parameters["realm"]) // checked by the exchange
-		return state{}, handshakeError(what, u, errContext(ctx, err))
+		return state{}, s.handshakeError(what, u, errContext(ctx, err))
 	}
 	return next, nil
 }
