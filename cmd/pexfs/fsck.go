@@ -12,7 +12,6 @@ import (
 	"github.com/pexfs/pex/cmd/internal/daemon"
 	"github.com/pexfs/pex/lazy"
 	"github.com/pexfs/pex/lazy/ref"
-	"github.com/pexfs/pex/lazy/registry"
 	"github.com/pexfs/pex/lazy/store"
 )
 
@@ -69,7 +68,7 @@ was healed, 4 damage that is left, 8 fsck itself failed.`,
 				req := daemon.FsckRequest{Heal: !noHeal}
 				if len(im.Refs) > 0 {
 					if r, err := ref.Parse(im.Refs[0]); err == nil && r.Transport == ref.Registry {
-						if a, err := registry.Credentials(cmd.Context(), r); err == nil {
+						if a, err := cli.Credentials(cmd.Context(), r); err == nil {
 							req.Ref, req.Auth = im.Refs[0], &a
 						}
 					}

@@ -43,7 +43,7 @@ func openBeside(ctx context.Context, image string, insecure bool) (*beside, erro
 	if r.Transport != ref.Registry {
 		return nil, fmt.Errorf("profiles of %s: it is not in a registry", r)
 	}
-	auth, err := registry.Credentials(ctx, r)
+	auth, err := cli.Credentials(ctx, r)
 	if err != nil {
 		return nil, fmt.Errorf("finding credentials for %s: %w", r, err)
 	}

@@ -74,7 +74,7 @@ its layers are gzip as before.`,
 				}
 				side.Insecure = insecure
 				if r.Transport == ref.Registry {
-					if side.Auth, err = registry.Credentials(cmd.Context(), r); err != nil {
+					if side.Auth, err = cli.Credentials(cmd.Context(), r); err != nil {
 						return err
 					}
 				}

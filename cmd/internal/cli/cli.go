@@ -17,8 +17,10 @@ import (
 	"time"
 	"unicode"
 
+	"github.com/google/go-containerregistry/pkg/authn"
 	"golang.org/x/term"
 
+	"github.com/pexfs/pex/cmd/internal/confine"
 	"github.com/pexfs/pex/cmd/internal/daemon"
 	"github.com/pexfs/pex/fusefs"
 	"github.com/pexfs/pex/lazy"
@@ -119,7 +121,7 @@ func Open(ctx context.Context, program, name string, o OpenOptions) (*daemon.Cli
 	}
 	req := daemon.OpenRequest{Ref: r.String(), Platform: o.Platform, Fill: o.Fill, Insecure: o.Insecure, Offline: o.Offline, Pull: lazy.Pull(o.Pull), HostsDirs: dirs, Profile: o.Profile, Strict: o.Strict, Verify: bool(o.Verify), MaxSize: int64(o.MaxSize), MaxEntries: int(o.MaxEntries)}
 	if r.Transport == ref.Registry && !o.Offline {
-		a, err := registry.Credentials(ctx, r)
+		a, err := Credentials(ctx, r)
 		if err != nil {
 			return nil, nil, fmt.Errorf("finding credentials for %s: %w", r, err)
 		}
@@ -138,6 +140,14 @@ func Open(ctx context.Context, program, name string, o OpenOptions) (*daemon.Cli
 		}
 	}
 	return c, opened, err
+}
+
+// Credentials finds the user's credentials for the registry of r, in a process that is looked into by nobody from then on.
+func Credentials(ctx context.Context, r ref.Ref) (authn.AuthConfig, error) {
+	if err := confine.NoCoreDumps(); err != nil {
+		return authn.AuthConfig{}, err
+	}
+	return registry.Credentials(ctx, r)
 }
 
 // absoluteDirs makes the names in a list of folders mean the same to another process.

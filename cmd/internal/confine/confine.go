@@ -68,8 +68,8 @@ const (
 func Self(n Needs) (State, error) {
 	s := State{Writes: n.Write, Reads: n.Read, Capabilities: []string{}}
 	_ = time.Local.String() // has the time zone's file read, by which times are logged
-	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
-		return s, fmt.Errorf("confining: turning off core dumps: %w", err)
+	if err := NoCoreDumps(); err != nil {
+		return s, fmt.Errorf("confining: %w", err)
 	}
 	if err := prctl(unix.PR_SET_NO_NEW_PRIVS, 1); err != nil {
 		return s, fmt.Errorf("confining: giving up new privileges: %w", err)
@@ -87,6 +87,14 @@ func Self(n Needs) (State, error) {
 		return s, fmt.Errorf("confining: %w", err)
 	}
 	return s, nil
+}
+
+// NoCoreDumps has this process's memory, which may have secrets in it, neither dumped nor looked at by other processes of its user.
+func NoCoreDumps() error {
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		return fmt.Errorf("turning off core dumps: %w", err)
+	}
+	return nil
 }
 
 // restrict has Landlock enforce what it can.

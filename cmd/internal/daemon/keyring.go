@@ -14,6 +14,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/spf13/cobra"
 
+	"github.com/pexfs/pex/cmd/internal/confine"
 	"github.com/pexfs/pex/lazy/ref"
 	"github.com/pexfs/pex/lazy/registry"
 )
@@ -106,6 +107,9 @@ func keyringCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: keyringUse, Hidden: true, Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := confine.NoCoreDumps(); err != nil {
+				return err
+			}
 			out := json.NewEncoder(os.Stdout)
 			for in := json.NewDecoder(os.Stdin); ; {
 				var name string
