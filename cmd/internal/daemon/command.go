@@ -24,6 +24,9 @@ func Command(cacheDir *string, version string) *cobra.Command {
 		Short: "Run the daemon of a cache folder in the foreground (other commands start it as they need it)",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := setFromEnvironment(cmd.Flags()); err != nil {
+				return err
+			}
 			log, err := logs.logger()
 			if err != nil {
 				return err
@@ -35,12 +38,12 @@ func Command(cacheDir *string, version string) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return Run(ctx, Config{CacheDir: *cacheDir, CacheSize: bound, Idle: idle, Log: log, LogFile: logs.file, User: user, Free: !confined, Metrics: metricsAddr, Version: version, Replace: replace, Sockets: sockets})
+			return Run(ctx, Config{CacheDir: *cacheDir, CacheSize: bound, Idle: idle, Log: log, LogFile: logs.file, User: user, Free: !confined, Metrics: metricsAddr, MetricsAsked: cmd.Flags().Changed(metricsFlag), Version: version, Replace: replace, Sockets: sockets})
 		},
 	}
 	cmd.Flags().DurationVar(&idle, "idle", 5*time.Minute, "end after this long with nothing to do; 0: never")
 	cmd.Flags().StringVar(&bound, "cache-size", "", "most that the cache takes on disk, kept for the daemons to come; auto leaves a tenth of the disk free (default $PEX_CACHE_SIZE, what was kept, or auto)")
-	cmd.Flags().StringVar(&metricsAddr, "metrics-listen", "", "answer /metrics and /healthz at this address, too: :PORT on loopback, or HOST:PORT (they are always on the daemon's socket)")
+	cmd.Flags().StringVar(&metricsAddr, metricsFlag, "", "answer /metrics and /healthz at this address, too: :PORT on loopback, or HOST:PORT; they are always on the daemon's socket (default $PEX_METRICS_LISTEN, if it is free)")
 	cmd.Flags().StringVar(&user, "user", "", "as root: become this user, who gets the cache folder (default: whose it is)")
 	cmd.Flags().BoolVar(&confined, "confine", true, "give up what a daemon doesn't need: capabilities, executing programs, writing outside of the cache folder, opening ports")
 	logs.flags(cmd.Flags())

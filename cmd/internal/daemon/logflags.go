@@ -17,8 +17,8 @@ type logFlags struct {
 }
 
 func (l *logFlags) flags(f *pflag.FlagSet) {
-	f.StringVar(&l.format, "log-format", "text", "text, or json: an object for each line")
-	f.TextVar(&l.level, "log-level", slog.LevelInfo, "log what is at least: debug, info, warn or error")
+	f.StringVar(&l.format, "log-format", "text", "text, or json: an object for each line; $PEX_LOG_FORMAT stands for it")
+	f.TextVar(&l.level, "log-level", slog.LevelInfo, "log what is at least: debug, info, warn or error; $PEX_LOG_LEVEL stands for it")
 	f.StringVar(&l.file, "log-file", "", "log to this file, not to standard error; it is bounded: what is older is in FILE.old, or gone")
 	f.BoolVar(&l.debug, "debug", false, "the same as --log-level debug")
 }

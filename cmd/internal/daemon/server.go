@@ -32,13 +32,15 @@ type Config struct {
 	CacheSize string
 	Idle      time.Duration // ends by itself after this long with nothing to do; 0: never
 	Log       *slog.Logger
-	LogFile   string         // that Log writes to, which it may replace; "": none
-	User      string         // who a daemon of root's becomes: see becoming
-	Free      bool           // it keeps all that its user may do
-	Metrics   string         // TCP address where metrics are served beside the socket; "": nowhere else
-	Version   string         // of this program
-	Replace   bool           // end the daemon that the folder has, and take its place
-	Sockets   []net.Listener // inherited from systemd; the folder's own socket is made if it isn't among them
+	LogFile   string // that Log writes to, which it may replace; "": none
+	User      string // who a daemon of root's becomes: see becoming
+	Free      bool   // it keeps all that its user may do
+	Metrics   string // TCP address where metrics are served beside the socket; "": nowhere else
+	// MetricsAsked says that it is an error if they can't be served there. Else they aren't, as with one address for several daemons.
+	MetricsAsked bool
+	Version      string         // of this program
+	Replace      bool           // end the daemon that the folder has, and take its place
+	Sockets      []net.Listener // inherited from systemd; the folder's own socket is made if it isn't among them
 }
 
 type server struct {
@@ -96,6 +98,10 @@ func Run(ctx context.Context, c Config) error {
 		return err
 	}
 	ml, err := listenMetrics(ctx, c.Metrics)
+	if err != nil && !c.MetricsAsked {
+		c.Log.Warn("metrics are served on the daemon's socket only", "err", err)
+		err = nil
+	}
 	if err != nil {
 		return errors.Join(err, l.Close())
 	}
