@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"math/rand/v2"
 	"sync"
 	"time"
 
@@ -16,7 +15,7 @@ import (
 
 // Fill fetches all that is missing, behind the readers, and seals the image. It goes on through faults of the network,
 // waiting longer from one to the next, until ctx ends, and rests while the folder takes no more (Cache.Trouble); it gives up on bytes that
-// are wrong and on a registry that refuses. A second call while one runs returns at once.
+// are wrong and on a registry that refuses: see MayPass. A second call while one runs returns at once.
 func (im *Image) Fill(ctx context.Context) error {
 	ctx, done, err := im.begin(ctx)
 	if err != nil {
@@ -44,9 +43,7 @@ func (im *Image) Fill(ctx context.Context) error {
 		close(im.sealed) // once: whoever fills it next sees its state
 	}
 	if ctx.Err() == nil {
-		im.mu.Lock()
-		im.err = err
-		im.mu.Unlock()
+		im.setErr(err)
 	}
 	return err
 }
@@ -101,11 +98,12 @@ func (im *Image) fill(ctx context.Context) error {
 	defer cancel(nil)
 	runs := make(chan run)
 	p := newPace(&im.fetchedIn().readers)
+	var o outage
 	var wg sync.WaitGroup
 	for range fillers {
 		wg.Go(func() {
 			for r := range runs {
-				if err := im.fillRun(ctx, r, p); err != nil {
+				if err := im.fillRun(ctx, r, p, &o); err != nil {
 					cancel(err)
 				}
 			}
@@ -146,9 +144,12 @@ func (im *Image) fill(ctx context.Context) error {
 }
 
 // fillRun fetches one run once no reader waits, and again after a fault that may pass.
-func (im *Image) fillRun(ctx context.Context, r run, p *pace) error {
-	for wait := time.Second; ; wait = min(2*wait, time.Minute) {
+func (im *Image) fillRun(ctx context.Context, r run, p *pace, o *outage) error {
+	for {
 		if err := im.awaitRoom(ctx); err != nil {
+			return err
+		}
+		if err := o.await(ctx); err != nil {
 			return err
 		}
 		if im.writeHeld(r) {
@@ -157,22 +158,32 @@ func (im *Image) fillRun(ctx context.Context, r run, p *pace) error {
 		if err := p.take(ctx); err != nil {
 			return err
 		}
+		begun := time.Now()
 		err := im.fetchBehind(ctx, r)
 		p.give()
-		if err == nil && im.c.troubled() != nil {
-			continue // it may be held
-		}
-		if err == nil || ctx.Err() != nil || !blob.Temporary(err) {
+		switch {
+		case err == nil && o.passed():
+			im.log().Info("filling goes on")
+			im.ResetErr()
+		case err != nil && (ctx.Err() != nil || !blob.Temporary(err)):
 			return err
+		case err != nil:
+			if pause, first := o.met(begun); first {
+				im.setErr(err)
+				im.log().Warn("filling pauses", "err", err, "again", pause)
+			}
+			continue
 		}
-		im.mu.Lock()
-		im.err = err
-		im.mu.Unlock()
-		im.log().Warn("filling image", "err", err, "again", wait)
-		if err := sleep(ctx, wait/2+rand.N(wait)); err != nil {
-			return err
-		}
+		if im.c.troubled() == nil {
+			return nil
+		} // else it may be held
 	}
+}
+
+// MayPass tells of the error of Fill whether it is worth another call after some minutes: what a registry refuses it may grant again, but
+// what is wrong stays wrong.
+func MayPass(err error) bool {
+	return err != nil && !errors.Is(err, blob.ErrDigestMismatch) && !errors.Is(err, ErrRefused)
 }
 
 func sleep(ctx context.Context, d time.Duration) error {

@@ -102,9 +102,11 @@ func (im *Image) Err() error {
 }
 
 // ResetErr forgets why the filler stopped, for one who starts another.
-func (im *Image) ResetErr() {
+func (im *Image) ResetErr() { im.setErr(nil) }
+
+func (im *Image) setErr(err error) {
 	im.mu.Lock()
-	im.err = nil
+	im.err = err
 	im.mu.Unlock()
 }
 

@@ -163,9 +163,10 @@ func (e *Error) classify(home bool) {
 		e.kind = ErrNotFound
 	case http.StatusRequestedRangeNotSatisfiable, http.StatusNotImplemented:
 		e.err = blob.ErrRangeUnsupported
-	case http.StatusRequestTimeout, http.StatusTooEarly, http.StatusTooManyRequests, http.StatusInternalServerError,
-		http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
+	case http.StatusRequestTimeout, http.StatusTooEarly, http.StatusTooManyRequests:
 		e.temporary = true
+	default: // of 500 and more proxies have some of their own
+		e.temporary = e.Status >= 500
 	}
 }
 

@@ -15,8 +15,18 @@ import (
 
 type lease struct{ who string }
 
-// fill starts the filler, which runs until the image is sealed or the daemon ends.
-func (s *server) fill(im *lazy.Image) {
+// Pauses after a filler that gave up, before the next one: the first, doubled each time up to the last.
+const (
+	refillFirst = 5 * time.Minute
+	refillLast  = time.Hour
+)
+
+// fill starts the filler, which runs until the image is sealed or the daemon ends. If it gives up on something that may pass, another
+// is started after a while, as long as the image is leased.
+func (s *server) fill(im *lazy.Image) { s.fillAgain(im, refillFirst) }
+
+// fillAgain starts the filler, and the next one after the given pause.
+func (s *server) fillAgain(im *lazy.Image, pause time.Duration) {
 	if im.State() == store.Sealed || im.Filling() {
 		return
 	}
@@ -33,10 +43,49 @@ func (s *server) fill(im *lazy.Image) {
 				err = im.Fill(s.ctx)
 			}
 		}
-		if err != nil && s.ctx.Err() == nil && !errors.Is(err, lazy.ErrReopened) {
+		switch {
+		case err == nil || s.ctx.Err() != nil || errors.Is(err, lazy.ErrReopened):
+		case lazy.MayPass(err):
+			s.logOf(key).Error("filling image", "err", err, "again", pause)
+			s.refill(key, pause)
+		default:
 			s.logOf(key).Error("filling image", "err", err)
 		}
 	}()
+}
+
+// refill starts a filler for a leased image after a pause, unless another has been started meanwhile.
+func (s *server) refill(key store.Key, pause time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if t := s.refills[key]; t != nil {
+		t.Stop()
+	}
+	var own *time.Timer
+	own = time.AfterFunc(pause, func() {
+		s.mu.Lock()
+		latest := s.refills[key] == own
+		if latest {
+			delete(s.refills, key)
+		}
+		leased := len(s.leases[key]) > 0
+		s.mu.Unlock()
+		if !latest || !leased {
+			return
+		}
+		leave, ok := s.enter()
+		if !ok {
+			return
+		}
+		defer leave()
+		if im, err := s.fetchable(s.ctx, key); err == nil {
+			s.fillAgain(im, min(2*pause, refillLast))
+		}
+	})
+	if s.refills == nil {
+		s.refills = make(map[store.Key]*time.Timer)
+	}
+	s.refills[key] = own
 }
 
 func (s *server) leased(key store.Key) bool {

@@ -66,7 +66,8 @@ type server struct {
 
 	mu       sync.Mutex // guards what follows
 	leases   map[store.Key]map[*lease]bool
-	removing map[store.Key]bool      // nobody gets a lease
+	removing map[store.Key]bool // nobody gets a lease
+	refills  map[store.Key]*time.Timer
 	opened   map[store.Key]time.Time // images that nobody has leased since
 	opening  map[*Opening]bool
 	busy     int       // requests and fillers under way
