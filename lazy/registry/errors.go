@@ -84,6 +84,15 @@ func (e *Error) Temporary() bool { return e.temporary }
 // RetryAfter is how long the registry asks to wait before the next request; 0 if it didn't.
 func (e *Error) RetryAfter() time.Duration { return e.retryAfter }
 
+// Down is the server that wasn't to be reached, by host and port; or empty, if that isn't what happened.
+func (e *Error) Down() string {
+	u, err := url.Parse(e.URL)
+	if err != nil || e.kind != ErrUnreachable {
+		return ""
+	}
+	return u.Host
+}
+
 // redact is u without what may be secret: user, query, fragment.
 func redact(u *url.URL) string {
 	if u == nil {

@@ -22,10 +22,11 @@ import (
 )
 
 // repo is a Repo whose blobs are fetched again, from where they broke off, after faults that may pass; and a fault that doesn't is met
-// once for all who ask within a moment.
+// by one for all.
 type repo struct {
 	lazy.Repo
-	stalls *blob.Stalls // or nil
+	stalls   *blob.Stalls // or nil
+	circuits *blob.Circuits
 
 	mu    sync.Mutex // guards blobs
 	blobs map[blobID]blob.Source
@@ -36,10 +37,7 @@ type blobID struct {
 	size   int64
 }
 
-const (
-	failureLife = time.Second
-	maxBlobs    = 8192 // that something is remembered of
-)
+const maxBlobs = 8192 // that something is remembered of
 
 // Distrust is told that wrong bytes came.
 func (r *repo) Distrust(digest v1.Hash) {
@@ -61,13 +59,14 @@ func (r *repo) Blob(d v1.Descriptor) blob.Source {
 	src := r.Repo.Blob(d)
 	again := blob.Retry(src, blob.Policy{})
 	if at, ok := src.(interface{ Where() string }); ok { // a folder is asked as often as one likes
+		once := blob.Retry(src, blob.Policy{Attempts: 1})
 		if r.stalls != nil {
-			again = r.stalls.Watch(again, at.Where)
+			again, once = r.stalls.Watch(again, at.Where), r.stalls.Watch(once, at.Where)
 		}
-		again = blob.Remember(again, failureLife)
+		again = r.circuits.Guard(again, once, at.Where)
 	}
 	r.blobs[id] = again
-	return r.blobs[id]
+	return again
 }
 
 // tellStalls logs what readers and fillers wait for.
@@ -134,6 +133,7 @@ type RepoOptions struct {
 	Insecure  bool              // plain HTTP is permitted with a registry that isn't on this machine
 	Transport http.RoundTripper // see registry.Options
 	Stalls    *blob.Stalls      // are told of what hangs; may be nil
+	Circuits  *blob.Circuits    // what is known to fail; nil: nothing yet
 }
 
 // OpenRepo opens where a reference points to.
@@ -171,7 +171,10 @@ func OpenRepo(ctx context.Context, r ref.Ref, o RepoOptions) (lazy.Repo, error) 
 		if err != nil {
 			return nil, err
 		}
-		return &repo{Repo: g, stalls: o.Stalls}, nil
+		if o.Circuits == nil {
+			o.Circuits = new(blob.Circuits)
+		}
+		return &repo{Repo: g, stalls: o.Stalls, circuits: o.Circuits}, nil
 	}
 	return nil, fmt.Errorf("reference %s: no such transport", r)
 }

@@ -55,6 +55,7 @@ type server struct {
 	work      sync.WaitGroup    // requests, fillers, and what these start
 	transport http.RoundTripper // shared by all registries: one pool of connections
 	stalls    *blob.Stalls
+	circuits  blob.Circuits
 	keyring   *keyring
 	metrics   *metrics.Metrics
 	confined  *confine.State
