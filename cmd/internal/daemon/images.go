@@ -168,7 +168,7 @@ func (s *server) need(w http.ResponseWriter, r *http.Request) {
 		ctx := r.Context()
 		if req.Timeout > 0 {
 			var cancel context.CancelFunc
-			ctx, cancel = context.WithTimeoutCause(ctx, req.Timeout, fmt.Errorf("no data for %v", req.Timeout))
+			ctx, cancel = context.WithTimeoutCause(ctx, req.Timeout, fmt.Errorf("no data for %v", req.Timeout.Round(10*time.Millisecond)))
 			defer cancel()
 		}
 		var im *lazy.Image
