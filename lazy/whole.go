@@ -72,12 +72,9 @@ func (p *parted) Fetch(ctx context.Context, off, n int64) (io.ReadCloser, error)
 	if !errors.Is(err, blob.ErrRangeUnsupported) || n == p.Size() {
 		return rc, err
 	}
-	if serr := p.ws.start(p.digest, p.Source); serr != nil {
+	r, serr := p.ws.start(ctx, p.digest, p.Source, off, n)
+	if serr != nil {
 		return nil, errors.Join(err, serr)
-	}
-	r := p.ws.reader(ctx, p.digest, off, n)
-	if r == nil {
-		return nil, fmt.Errorf("reading blob %s as a whole: %w", p.digest, os.ErrClosed)
 	}
 	return r, nil
 }
@@ -90,28 +87,33 @@ func (ws *wholes) reader(ctx context.Context, digest string, off, n int64) io.Re
 	if w == nil {
 		return nil
 	}
+	return ws.join(ctx, w, off, n)
+}
+
+// join reads a range of w. ws.mu is held.
+func (ws *wholes) join(ctx context.Context, w *whole, off, n int64) io.ReadCloser {
 	w.readers++
 	w.timer.Stop()
 	return &wholeReader{ctx: ctx, ws: ws, w: w, at: off, end: off + n}
 }
 
-// start begins to fetch a blob, unless somebody has.
-func (ws *wholes) start(digest string, src blob.Source) error {
+// start begins to fetch a blob, unless somebody has, and reads a range of it.
+func (ws *wholes) start(reading context.Context, digest string, src blob.Source, off, n int64) (io.ReadCloser, error) {
 	ws.mu.Lock()
 	defer ws.mu.Unlock()
 	if ws.closed {
-		return os.ErrClosed
+		return nil, fmt.Errorf("reading blob %s as a whole: %w", digest, os.ErrClosed)
 	}
-	if ws.m[digest] != nil {
-		return nil
+	if w := ws.m[digest]; w != nil {
+		return ws.join(reading, w, off, n), nil
 	}
 	f, err := ws.scratch()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	w := &whole{f: f, cancel: cancel, streaming: true, more: make(chan struct{})}
-	w.timer = time.AfterFunc(ws.idle, func() { ws.drop(digest, w) })
+	w.timer = time.AfterFunc(ws.idle, func() { ws.expire(digest, w) })
 	if ws.m == nil {
 		ws.m = make(map[string]*whole)
 	}
@@ -126,7 +128,7 @@ func (ws *wholes) start(digest string, src blob.Source) error {
 		w.streaming = false
 		w.end()
 	})
-	return nil
+	return ws.join(reading, w, off, n), nil
 }
 
 // fill fetches the blob.
@@ -170,6 +172,20 @@ func (w *whole) add(n int64, err error) {
 func (ws *wholes) drop(digest string, w *whole) {
 	ws.mu.Lock()
 	defer ws.mu.Unlock()
+	ws.forget(digest, w)
+}
+
+// expire forgets a whole that nobody has read for a while, unless somebody has just come.
+func (ws *wholes) expire(digest string, w *whole) {
+	ws.mu.Lock()
+	defer ws.mu.Unlock()
+	if w.readers == 0 {
+		ws.forget(digest, w)
+	}
+}
+
+// forget is drop with ws.mu held.
+func (ws *wholes) forget(digest string, w *whole) {
 	if ws.m[digest] == w {
 		delete(ws.m, digest)
 	}

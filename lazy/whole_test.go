@@ -231,6 +231,21 @@ func TestWholes(t *testing.T) {
 			t.Errorf("%d fetches", n)
 		}
 	})
+	t.Run("it stays for a reader who comes when its time is over", func(t *testing.T) {
+		ws := &wholes{scratch: temp, idle: time.Minute}
+		t.Cleanup(ws.close)
+		f := &flaky{Bytes: content, step: make(chan struct{})}
+		rc, err := ws.parts(f, "x").Fetch(t.Context(), 10, 10)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ws.expire("x", ws.m["x"]) // the timer has fired before he came, and waited for the lock
+		f.step <- struct{}{}
+		if b, err := io.ReadAll(rc); err != nil || !bytes.Equal(b, content[10:20]) {
+			t.Errorf("%d bytes, %v", len(b), err)
+		}
+		rc.Close()
+	})
 	t.Run("no room", func(t *testing.T) {
 		full := errors.New("full")
 		ws := &wholes{scratch: func() (scratch, error) { return nil, full }, idle: time.Minute}
