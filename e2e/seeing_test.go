@@ -169,6 +169,9 @@ func TestSeeing(t *testing.T) {
 	}{
 		{"http://pex/metrics", sock, 200, fmt.Sprintf(`pexfs_fetched_bytes_total{reason="reader",registry=%q} `, l.addr)},
 		{tcp + "/metrics", http.DefaultClient, 200, fmt.Sprintf("pexfs_read_wait_seconds_count %d", why.Reads)},
+		{"http://pex/metrics", sock, 200, "\npexfs_cache_bytes "},
+		{"http://pex/metrics", sock, 200, "\npexfs_uncached_reads_total 0\n"},
+		{"http://pex/metrics", sock, 200, "\npexfs_evictions_total 0\n"},
 		{"http://pex/healthz", sock, 200, `"ok":true`},
 		{tcp + "/healthz", http.DefaultClient, 200, `"ok":true`},
 		{"http://pex/debug/pprof/goroutine?debug=1", sock, 200, "goroutine profile"},

@@ -111,7 +111,7 @@ func TestBudget(t *testing.T) {
 		t.Errorf("%d bytes on disk, more than %d", most, size)
 	}
 	evicted := log.of("evicted")
-	if evicted == 0 || most < size/2 {
+	if evicted == 0 || int64(evicted) != c.Evicted() || most < size/2 {
 		t.Errorf("%d evicted, %d bytes on disk at most", evicted, most)
 	}
 	t.Logf("at most %d bytes on disk of %d, %d images evicted", most, int64(size), evicted)

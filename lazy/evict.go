@@ -34,6 +34,7 @@ func (c *Cache) makeRoom(ctx context.Context, room func() bool) bool {
 		if gone, err := c.evict(ctx, u.Key, false); err != nil {
 			c.log.Warn("making room", "image", u.Key, "err", err)
 		} else if gone {
+			c.evicted.Add(1)
 			c.log.Info("image is evicted", "image", u.Key, "used", u.Last)
 			if room() {
 				return true
@@ -42,6 +43,9 @@ func (c *Cache) makeRoom(ctx context.Context, room func() bool) bool {
 	}
 	return false
 }
+
+// Evicted is how many images were removed to make room.
+func (c *Cache) Evicted() int64 { return c.evicted.Load() }
 
 // expect keeps an image that an opening makes from being evicted before the opening has it, until done is called.
 func (c *Cache) expect(k store.Key) (done func()) {

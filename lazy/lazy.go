@@ -18,6 +18,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -98,6 +99,7 @@ type Cache struct {
 	reading chan struct{}                  // has an entry for each Read under way that fetches or holds chunks
 
 	evicting chan struct{} // has an entry while images are evicted
+	evicted  atomic.Int64
 
 	unwritten unwritten
 	trouble   trouble

@@ -174,9 +174,7 @@ func (s *server) need(w http.ResponseWriter, r *http.Request) {
 		var im *lazy.Image
 		for range 2 { // a check that finds damage opens the image anew
 			if im, err = s.image(ctx, r); err == nil {
-				if err = s.await(ctx, im, req); errors.Is(err, store.ErrUnwritable) {
-					b, err = im.Read(ctx, req.Off, req.N)
-				}
+				b, err = s.await(ctx, im, req)
 			}
 			if !errors.Is(err, lazy.ErrReopened) {
 				break

@@ -27,7 +27,12 @@ func (s *server) measure(t http.RoundTripper, version string) {
 
 // state is what a scrape is told.
 func (s *server) state() metrics.State {
-	st := metrics.State{Images: map[string]int{string(store.Lazy): 0, string(store.Sealed): 0, string(store.Damaged): 0, "filling": 0}, CacheBytes: -1}
+	st := metrics.State{Images: map[string]int{string(store.Lazy): 0, string(store.Sealed): 0, string(store.Damaged): 0, "filling": 0}, CacheBytes: -1, Evicted: s.cache.Evicted()}
+	if used, size, err := s.st.Space(); err != nil {
+		s.log.Warn("measuring the cache", "err", err)
+	} else {
+		st.CacheBytes, st.BudgetBytes = used, size
+	}
 	infos, err := s.st.Images()
 	if err != nil {
 		s.log.Warn("listing images", "err", err)
@@ -131,20 +136,22 @@ func (s *server) openingOf(ctx context.Context) (_ context.Context, opened func(
 	}
 }
 
-// await is im.Need, with the wait counted.
-func (s *server) await(ctx context.Context, im *lazy.Image, req NeedRequest) error {
+// await is im.Need, with the wait counted. Where the cache can't be written it gives bytes.
+func (s *server) await(ctx context.Context, im *lazy.Image, req NeedRequest) (b []byte, err error) {
 	start, size := im.Content(req.Off)
 	w := s.metrics.Wait(string(im.Info().Key), start, size, req.N)
-	err := im.Need(ctx, req.Off, req.N)
-	switch {
-	case err != nil && ctx.Err() == context.Canceled:
+	err = im.Need(ctx, req.Off, req.N)
+	if errors.Is(err, store.ErrUnwritable) {
+		if b, err = im.Read(ctx, req.Off, req.N); err == nil {
+			s.metrics.Uncached()
+		}
+	}
+	if err != nil && ctx.Err() == context.Canceled {
 		w.Done(context.Canceled)
-	case errors.Is(err, store.ErrUnwritable): // they have come
-		w.Done(nil)
-	default:
+	} else {
 		w.Done(err)
 	}
-	return err
+	return b, err
 }
 
 // why answers what an image's readers waited for.

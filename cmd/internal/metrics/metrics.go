@@ -37,6 +37,7 @@ type Metrics struct {
 	waits    prometheus.Histogram
 	failed   *prometheus.CounterVec
 	refused  prometheus.Counter
+	uncached prometheus.Counter
 
 	mu      sync.Mutex // guards what follows, and all tallies
 	hosts   map[string]bool
@@ -51,6 +52,7 @@ type State struct {
 	Openings    int
 	CacheBytes  int64 // allocated on disk; -1: not known
 	BudgetBytes int64 // that the cache may take; 0: no limit
+	Evicted     int64 // images, since the daemon started
 }
 
 // New makes the metrics of a daemon of some version; state is asked at each scrape.
@@ -73,6 +75,8 @@ func New(version string, state func() State) *Metrics {
 			Name: "pexfs_reads_failed_total", Help: "Reads of what was missing that failed; canceled: the reader gave up."}, []string{"why"}),
 		refused: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "pexfs_connections_refused_total", Help: "Connections to the daemon's socket that were refused for their user."}),
+		uncached: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "pexfs_uncached_reads_total", Help: "Reads of what was missing that were answered from memory, since the cache could not be written."}),
 		hosts: make(map[string]bool), tallies: make(map[string]*tally),
 	}
 	for _, why := range []string{failedError, failedCanceled} { // they are there before the first happens
@@ -82,7 +86,7 @@ func New(version string, state func() State) *Metrics {
 		Name: "pexfs_build_info", Help: "1; its labels say what runs.",
 		ConstLabels: prometheus.Labels{"version": version, "goversion": runtime.Version()}})
 	info.Set(1)
-	m.registry.MustRegister(m.fetched, m.requests, m.retries, m.latency, m.waits, m.failed, m.refused, info, stateCollector(state),
+	m.registry.MustRegister(m.fetched, m.requests, m.retries, m.latency, m.waits, m.failed, m.refused, m.uncached, info, stateCollector(state),
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -114,6 +118,9 @@ func (m *Metrics) label(host string) string {
 // Refused counts a connection that was refused for its user.
 func (m *Metrics) Refused() { m.refused.Inc() }
 
+// Uncached counts a read that was answered from memory.
+func (m *Metrics) Uncached() { m.uncached.Inc() }
+
 // reason is the label for a purpose.
 func reason(p blob.Purpose) string {
 	if p.Reason == "" {
@@ -125,7 +132,7 @@ func reason(p blob.Purpose) string {
 // stateCollector gives a daemon's state at each scrape.
 type stateCollector func() State
 
-func (stateCollector) desc() (images, present, leases, openings, cache, budget *prometheus.Desc) {
+func (stateCollector) desc() (images, present, leases, openings, cache, budget, evicted *prometheus.Desc) {
 	d := func(name, help string, labels ...string) *prometheus.Desc {
 		return prometheus.NewDesc(name, help, labels, nil)
 	}
@@ -134,20 +141,21 @@ func (stateCollector) desc() (images, present, leases, openings, cache, budget *
 		d("pexfs_leases", "Mounts, machines and others that hold an image in the cache."),
 		d("pexfs_openings", "Images that are being opened."),
 		d("pexfs_cache_bytes", "What the cache folder takes on disk."),
-		d("pexfs_cache_budget_bytes", "What the cache folder may take on disk; 0: no limit.")
+		d("pexfs_cache_budget_bytes", "What the cache folder may take on disk; 0: no limit."),
+		d("pexfs_evictions_total", "Images that were removed from the cache to make room.")
 }
 
 // Describe implements prometheus.Collector.
 func (c stateCollector) Describe(ch chan<- *prometheus.Desc) {
-	a, b, d, e, f, g := c.desc()
-	for _, x := range []*prometheus.Desc{a, b, d, e, f, g} {
+	a, b, d, e, f, g, h := c.desc()
+	for _, x := range []*prometheus.Desc{a, b, d, e, f, g, h} {
 		ch <- x
 	}
 }
 
 // Collect implements prometheus.Collector.
 func (c stateCollector) Collect(ch chan<- prometheus.Metric) {
-	images, present, leases, openings, cache, budget := c.desc()
+	images, present, leases, openings, cache, budget, evicted := c.desc()
 	s := c()
 	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
@@ -162,4 +170,5 @@ func (c stateCollector) Collect(ch chan<- prometheus.Metric) {
 		gauge(cache, float64(s.CacheBytes))
 	}
 	gauge(budget, float64(s.BudgetBytes))
+	ch <- prometheus.MustNewConstMetric(evicted, prometheus.CounterValue, float64(s.Evicted))
 }

@@ -21,7 +21,7 @@ import (
 
 func testMetrics() *Metrics {
 	return New("v1", func() State {
-		return State{Images: map[string]int{"lazy": 2, "sealed": 1}, Present: 4096, Leases: 3, Openings: 1, CacheBytes: 8192, BudgetBytes: 1 << 30}
+		return State{Images: map[string]int{"lazy": 2, "sealed": 1}, Present: 4096, Leases: 3, Openings: 1, CacheBytes: 8192, BudgetBytes: 1 << 30, Evicted: 5}
 	})
 }
 
@@ -81,6 +81,8 @@ func TestScrape(t *testing.T) {
 	get(t, m, filler, registry.URL+"/moved")
 	get(t, m, blob.Purpose{}, registry.URL+"/nothing")
 	get(t, m, filler, "http://127.0.0.1:1/")
+	m.Uncached()
+	m.Uncached()
 	m.Wait("secret-image", 4096, 100, 50).Done(nil)
 	m.Wait("secret-image", 4096, 100, 50).Done(errors.New("no"))
 	m.Wait("secret-image", 4096, 100, 50).Done(fmt.Errorf("gone: %w", context.Canceled))
@@ -104,6 +106,8 @@ func TestScrape(t *testing.T) {
 		`pexfs_openings 1`,
 		`pexfs_cache_bytes 8192`,
 		`pexfs_cache_budget_bytes 1.073741824e+09`,
+		`pexfs_evictions_total 5`,
+		`pexfs_uncached_reads_total 2`,
 	} {
 		if !got[line] {
 			t.Errorf("there is no %s", line)
