@@ -1,8 +1,12 @@
 package main
 
 import (
+	"bytes"
 	"context"
+	"errors"
+	"fmt"
 	"os"
+	"os/exec"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -73,8 +77,8 @@ func (m *mounter) ensure(c *daemon.Client) func(context.Context) error {
 		return c.Ensure
 	}
 	return func(ctx context.Context) error {
-		if _, err := c.Ping(ctx); err == nil {
-			return nil
+		if _, err := c.Ping(ctx); !errors.Is(err, daemon.ErrGone) {
+			return err
 		}
 		return m.link.Daemon(ctx)
 	}
@@ -82,6 +86,18 @@ func (m *mounter) ensure(c *daemon.Client) func(context.Context) error {
 
 // ensureUse is what a holder runs to have a daemon started.
 const ensureUse = "ensure-daemon"
+
+// startDaemon has a daemon started by another process, which may read what daemons say.
+func startDaemon(ctx context.Context, cacheDir string) error {
+	c := exec.CommandContext(ctx, "/proc/self/exe", ensureUse, "--cache-dir", cacheDir)
+	c.Args[0], c.Dir = os.Args[0], "/"
+	_, err := c.Output()
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		err = fmt.Errorf("%w: %s", err, bytes.TrimSpace(exit.Stderr))
+	}
+	return err
+}
 
 func ensureCommand(cacheDir *string) *cobra.Command {
 	return &cobra.Command{

@@ -133,12 +133,7 @@ func holdCommand(cacheDir *string) *cobra.Command {
 				Task: os.Stdin, Ready: os.NewFile(holdReadyFD, "ready"), View: []string{"view", "--cache-dir", *cacheDir},
 				Log:     slog.New(slog.NewTextHandler(os.Stderr, nil)).With("holder", os.Getpid()),
 				Unmount: func() error { return fusefs.Unmount(args[0]) },
-				Daemon: func(ctx context.Context) error {
-					// another process, which may read what a daemon says
-					c := exec.CommandContext(ctx, "/proc/self/exe", ensureUse, "--cache-dir", *cacheDir)
-					c.Args[0], c.Dir, c.Stderr = os.Args[0], "/", os.Stderr
-					return c.Run()
-				},
+				Daemon:  func(ctx context.Context) error { return startDaemon(ctx, *cacheDir) },
 			}
 			if err := h.Run(holder.Terminate(cmd.Context())); err != nil {
 				h.Log.Error("the holder ends", "err", err)

@@ -212,10 +212,13 @@ func (h *Holder) serve(conn *net.UnixConn, view *os.Process) {
 		}
 	})
 	errands.Go(func() {
+		failed := false
 		for range daemon {
-			if err := h.Daemon(ctx); err != nil && ctx.Err() == nil {
+			err := h.Daemon(ctx)
+			if err != nil && ctx.Err() == nil && !failed { // it's asked for again and again
 				h.Log.Warn("starting a daemon", "err", err)
 			}
+			failed = err != nil
 			_ = send(conn, kindDaemon, nil, nil) // a view that has ended doesn't hear it
 		}
 	})

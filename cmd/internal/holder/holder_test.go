@@ -141,10 +141,10 @@ func TestErrands(t *testing.T) {
 	var unmounted, started int
 	h := &Holder{
 		Unmount: func() error { unmounted++; return errors.New("it is in use") },
-		Daemon:  func(context.Context) error { started++; return nil },
+		Daemon:  func(context.Context) error { started++; return errors.New("it can't") },
 	}
 	_, log, err := hold(t, h, "d", nil)
-	if err != nil || unmounted != 1 || started != 3 || !strings.Contains(log, "it is in use") {
+	if err != nil || unmounted != 1 || started != 3 || !strings.Contains(log, "it is in use") || strings.Count(log, "it can't") != 1 {
 		t.Errorf("it unmounted %d times and started %d daemons: %v\n%s", unmounted, started, err, log)
 	}
 	// what takes long ends with the view
