@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
@@ -81,19 +82,18 @@ func startView(ctx context.Context, cacheDir string, s viewSpec) error {
 	}
 	stop := context.AfterFunc(ctx, func() { cmd.Process.Signal(syscall.SIGTERM) })
 	defer stop()
-	b, err := io.ReadAll(r)
-	if err != nil {
-		return err
-	}
-	if string(b) == viewServes {
-		return nil
+	e := new(daemon.Error)
+	for told := bufio.NewScanner(r); told.Scan(); { // to its end, which is the holder's
+		if told.Text() == viewServes {
+			return nil
+		}
+		_ = json.Unmarshal(told.Bytes(), e) // or there is no saying why
 	}
 	err = cmd.Wait()
 	if errors.Is(alive(s.Dir), unix.ENOTCONN) { // it died with the mount half made
 		err = errors.Join(err, fusefs.Unmount(s.Dir))
 	}
-	e := new(daemon.Error)
-	if json.Unmarshal(b, e) == nil && e.Text != "" {
+	if e.Text != "" {
 		return e
 	}
 	return fmt.Errorf("the view ended: %w%s", err, see)
@@ -117,10 +117,10 @@ func taskFile(s viewSpec) (*os.File, error) {
 	return f, nil
 }
 
-// viewServes is what a view says when its mount can be used. Else it says a daemon.Error.
-const viewServes = "serves\n"
+// viewServes is the line that a view says when its mount can be used. Else it says a daemon.Error.
+const viewServes = "serves"
 
-// holdReadyFD is where a holder inherits what its first view tells.
+// holdReadyFD is where a holder inherits what its views tell.
 const holdReadyFD = 3
 
 func holdCommand(cacheDir *string) *cobra.Command {
@@ -154,7 +154,7 @@ func viewCommand(cacheDir *string) *cobra.Command {
 			syscall.CloseOnExec(holder.ReadyFD)
 			log := slog.New(slog.NewTextHandler(os.Stderr, nil)).With("view", os.Getpid())
 			err := takeView(*cacheDir, log, terminate, func() {
-				io.WriteString(ready, viewServes)
+				io.WriteString(ready, viewServes+"\n")
 				ready.Close()
 			})
 			if err != nil {

@@ -9,8 +9,9 @@
 //
 // A view whose holder has died goes on, and ends with its mount; nobody would take over from it.
 //
-// Each view's standard input is the task, read from its beginning. LinkFD leads to the holder: see Link. ReadyFD is where the first one
-// tells whoever started the holder that the mount can be used; it is nothing to the holder.
+// Each view's standard input is the task, read from its beginning. LinkFD leads to the holder: see Link. ReadyFD is where a view tells
+// whoever started the holder that the mount can be used; it is nothing to the holder. Each view does, since the one before may have died
+// just before it did.
 package holder
 
 import (
@@ -48,7 +49,7 @@ const (
 // Holder keeps one mount.
 type Holder struct {
 	Task  *os.File // what a view is to do; a regular file
-	Ready *os.File // of the first view; closed when that has started
+	Ready *os.File // of each view, or nil
 	View  []string // the arguments by which this program is a view
 	Env   []string // for it, beside what this process has
 	Log   *slog.Logger
@@ -190,10 +191,6 @@ func (h *Holder) start(link *os.File) (*exec.Cmd, error) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // who ends a group of processes doesn't end both
 	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("starting the view: %w", err)
-	}
-	if h.Ready != nil {
-		h.Ready.Close()
-		h.Ready = nil
 	}
 	return cmd, nil
 }

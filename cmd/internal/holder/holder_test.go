@@ -86,6 +86,9 @@ func view(what string) int {
 		}
 		return 0
 	case 'e': // its mount has ended
+		if _, err := os.NewFile(ReadyFD, "ready").WriteString("e"); err != nil {
+			return 13
+		}
 		return 0
 	case 't':
 		if (<-terminate) != syscall.SIGTERM {
@@ -151,6 +154,22 @@ func TestErrands(t *testing.T) {
 	h = &Holder{Daemon: func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }}
 	if _, log, err := hold(t, h, "w", nil); err != nil {
 		t.Errorf("%v\n%s", err, log)
+	}
+}
+
+// TestReady has the view that takes over tell what the first one couldn't.
+func TestReady(t *testing.T) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	if _, log, err := hold(t, &Holder{Ready: w}, "kke", nil); err != nil {
+		t.Errorf("%v\n%s", err, log)
+	}
+	w.Close()
+	if told, err := io.ReadAll(r); string(told) != "e" || err != nil {
+		t.Errorf("the views told %q, %v", told, err)
 	}
 }
 
