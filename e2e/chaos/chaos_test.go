@@ -29,7 +29,7 @@ func short(t *testing.T, p part, o options) {
 }
 
 func TestKills(t *testing.T) {
-	short(t, part{name: "kills", run: kills}, options{kills: 8, scale: 1, victims: []string{"daemon"}})
+	short(t, part{name: "kills", run: kills}, options{kills: 12, scale: 1, victims: []string{"daemon", "view"}})
 }
 
 // TestSend counts what is sent of a blob for one image.

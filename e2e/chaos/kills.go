@@ -16,12 +16,19 @@ import (
 )
 
 const (
-	killRate  = 5 << 20 // bytes a second that the registry sends, so that there are moments to kill in
-	killScale = 3       // MiB of a small layer
-	readers   = 3       // of each mount
+	killRate = 5 << 20 // bytes a second that the registry sends, so that there are moments to kill in
+	readers  = 3       // of each mount
 )
 
-// phases of an image's life here, in which the daemon is killed.
+// What a holder may lose: views that are killed too often take their mount with them, after 32 within a minute, or six in a row before
+// they serve.
+const (
+	mostDeaths = 24
+	mostInARow = 4 // within rowSpan
+	rowSpan    = 5 * time.Second
+)
+
+// phases of an image's life here, in which something is killed.
 var phases = []string{"mounting", "reading", "sealing", "checking", "unmounting", "removing"}
 
 // killing is one run of kills.
@@ -35,6 +42,8 @@ type killing struct {
 	reads   atomic.Int64
 	seals   atomic.Int64
 	removed atomic.Int64
+
+	died map[int][]time.Time // when a holder's views were killed, by its process
 
 	mu    sync.Mutex        // guards what follows
 	phase map[*image]string // now
@@ -100,7 +109,7 @@ func newKilling(ctx context.Context, o options, images []*image, rate int64) (k 
 	if err != nil {
 		return nil, nil, err
 	}
-	k = &killing{reg: reg, images: images, refs: make(map[*image]string), victims: o.victims, phase: make(map[*image]string), hit: make(map[string]int)}
+	k = &killing{reg: reg, images: images, refs: make(map[*image]string), victims: o.victims, died: make(map[int][]time.Time), phase: make(map[*image]string), hit: make(map[string]int)}
 	for _, im := range images {
 		k.refs[im] = reg.add(im)
 	}
@@ -194,12 +203,18 @@ func (k *killing) killAll(ctx context.Context, rnd *rand.Rand, n int) error {
 // kill kills one victim, if there is one.
 func (k *killing) kill(ctx context.Context, rnd *rand.Rand, victim string) (ok bool, err error) {
 	pid := 0
-	if victim == "none" {
+	switch victim {
+	case "none":
 		return true, nil
-	} else if victim == "daemon" {
+	case "daemon":
 		pid = k.w.daemon()
-	} else if views := k.w.of(victim); len(views) > 0 {
-		pid = views[rnd.IntN(len(views))].pid
+	case "view":
+		views := slices.DeleteFunc(k.w.of(victim), func(v process) bool { return k.bereaved(v.parent) })
+		if len(views) > 0 {
+			v := views[rnd.IntN(len(views))]
+			pid = v.pid
+			k.died[v.parent] = append(k.died[v.parent], time.Now())
+		}
 	}
 	if pid == 0 {
 		// whoever needs one starts it; where nobody does, one more command
@@ -215,6 +230,17 @@ func (k *killing) kill(ctx context.Context, rnd *rand.Rand, victim string) (ok b
 		return k.w.kill(pid)
 	})
 	return err == nil, nil // it may have ended by itself
+}
+
+// bereaved tells whether a holder has lost so many views that it might give up.
+func (k *killing) bereaved(holder int) bool {
+	died, row := k.died[holder], 0
+	for _, at := range died {
+		if time.Since(at) < rowSpan {
+			row++
+		}
+	}
+	return row >= mostInARow || len(died) >= mostDeaths && time.Since(died[len(died)-mostDeaths]) < time.Minute
 }
 
 // live has an image mounted, read, and so on, over and over until lives ends.

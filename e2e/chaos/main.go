@@ -155,7 +155,7 @@ func parse(args []string) (options, error) {
 	f.DurationVar(&o.soak, "soak", 3*time.Minute, "how long to soak")
 	f.DurationVar(&o.limit, "time", 15*time.Minute, "end after this long")
 	f.StringVar(&o.json, "json", "", "write the counts to this `file`, too")
-	victims := f.String("victims", "daemon", "what is killed, by commas: daemon, view; or none, to see what is fetched twice anyway")
+	victims := f.String("victims", "daemon,view", "what is killed, by commas: daemon, view; or none, to see what is fetched twice anyway")
 	list := f.Bool("list", false, "print the parts and end")
 	if err := f.Parse(args); err != nil {
 		return o, err

@@ -168,54 +168,6 @@ func (w *world) seal(ctx context.Context, image string) (root string, err error)
 	return c.Root, nil
 }
 
-// process is one of pexfs in this world.
-type process struct {
-	pid  int
-	verb string // daemon, view
-	args string
-}
-
-// processes are those that work on the cache folder, but for the commands that this program runs.
-func (w *world) processes() (all []process) {
-	names, _ := filepath.Glob("/proc/[0-9]*/cmdline")
-	for _, n := range names {
-		b, err := os.ReadFile(n)
-		if err != nil || len(b) == 0 {
-			continue // it is gone
-		}
-		args := strings.Split(strings.TrimRight(string(b), "\x00"), "\x00")
-		if len(args) < 4 || filepath.Base(args[0]) != "pexfs" || !slices.Contains(args, w.cache) {
-			continue
-		}
-		pid, _ := strconv.Atoi(strings.Split(n, "/")[2])
-		all = append(all, process{pid, args[1], strings.Join(args[1:], " ")})
-	}
-	return all
-}
-
-// of are the processes of one kind.
-func (w *world) of(verb string) (all []process) {
-	for _, p := range w.processes() {
-		if p.verb == verb {
-			all = append(all, p)
-		}
-	}
-	return all
-}
-
-// daemon is the process id of the daemon that holds the folder, or 0.
-func (w *world) daemon() int {
-	b, err := os.ReadFile(filepath.Join(w.cache, "lock"))
-	if err != nil {
-		return 0
-	}
-	pid, _ := strconv.Atoi(strings.TrimSpace(string(b)))
-	if slices.ContainsFunc(w.of("daemon"), func(p process) bool { return p.pid == pid }) {
-		return pid
-	}
-	return 0
-}
-
 // kill ends a process at once, and returns when it is no more.
 func (w *world) kill(pid int) error {
 	fd, err := unix.PidfdOpen(pid, 0)
@@ -257,7 +209,7 @@ func (w *world) mounts() map[string]uint64 {
 // leftovers are what must not be there when nothing is mounted and no daemon runs.
 func (w *world) leftovers() (all []string) {
 	for _, p := range w.processes() {
-		all = append(all, fmt.Sprintf("process %d: %s", p.pid, p.args))
+		all = append(all, fmt.Sprintf("process %v", p))
 	}
 	for dir := range w.mounts() {
 		all = append(all, "mount "+dir)
