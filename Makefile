@@ -61,7 +61,7 @@ bench: build image
 
 # Kills, load and a soak, as root, in less than 15 minutes: make chaos CHAOS='-only kills -seed 7', '-soak 10m', '-json FILE' (see e2e/chaos)
 chaos: build kernel image
-	$(GO) build -trimpath -o $(BUILD)/chaos/ ./e2e/chaos
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w" -o $(BUILD)/chaos/ ./e2e/chaos
 	@$(BUILD)/chaos/chaos $(CHAOS)
 
 clean:

@@ -66,13 +66,7 @@ type image struct {
 
 // makeLayer makes a layer of n files below a folder, of about size bytes in all, from random bytes: with a table of contents, or to be read whole.
 func makeLayer(rnd *rand.Rand, folder string, n int, size int64, lazy bool) (*lay, error) {
-	l := new(lay)
-	var b bytes.Buffer
-	w := tar.NewWriter(&b)
-	at := time.Unix(1700000000, 0)
-	if err := w.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: folder + "/", Mode: 0o755, ModTime: at}); err != nil {
-		return nil, err
-	}
+	var files []file
 	for i := range n {
 		// most are small, a few have most of the bytes
 		mean := size / int64(n) / 3
@@ -87,8 +81,25 @@ func makeLayer(rnd *rand.Rand, folder string, n int, size int64, lazy bool) (*la
 				v >>= 8
 			}
 		}
-		l.files = append(l.files, f)
-		if err := w.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: f.name, Size: int64(len(f.content)), Mode: 0o644, ModTime: at}); err != nil {
+		files = append(files, f)
+	}
+	return layerOf(folder, files, lazy)
+}
+
+// layerOf makes a layer of files, which are programs if they aren't below a folder.
+func layerOf(folder string, files []file, lazy bool) (*lay, error) {
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	at := time.Unix(1700000000, 0)
+	mode := int64(0o755)
+	if folder != "" {
+		if err := w.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: folder + "/", Mode: mode, ModTime: at}); err != nil {
+			return nil, err
+		}
+		mode = 0o644
+	}
+	for _, f := range files {
+		if err := w.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: f.name, Size: int64(len(f.content)), Mode: mode, ModTime: at}); err != nil {
 			return nil, err
 		}
 		if _, err := w.Write(f.content); err != nil {
@@ -98,6 +109,7 @@ func makeLayer(rnd *rand.Rand, folder string, n int, size int64, lazy bool) (*la
 	if err := w.Close(); err != nil {
 		return nil, err
 	}
+	l := &lay{files: files}
 	return l, l.pack(b.Bytes(), lazy)
 }
 

@@ -24,18 +24,20 @@ import (
 
 // options are what the command line says.
 type options struct {
-	bin     string
-	seed    uint64
-	only    *regexp.Regexp
-	kills   int
-	scale   int64 // MiB of a small layer
-	mounts  int
-	readers int
-	layers  int
-	soak    time.Duration
-	limit   time.Duration
-	json    string
-	victims []string
+	bin      string // pexfs
+	kernel   string // of machines
+	seed     uint64
+	only     *regexp.Regexp
+	kills    int
+	scale    int64 // MiB of a small layer
+	mounts   int
+	readers  int
+	layers   int
+	machines int
+	soak     time.Duration
+	limit    time.Duration
+	json     string
+	victims  []string
 }
 
 // result is what a part has seen.
@@ -59,6 +61,7 @@ func parts() []part {
 		{"mounts", "many mounts at once", mounts},
 		{"readers", "many readers at once", manyReaders},
 		{"layers", "images of many layers", manyLayers},
+		{"machines", "many machines at once, of a sealed image and of one that is filling", machines},
 		{"fair", "a busy image, a lone reader, and a silent registry", fair},
 		{"soak", "all of this for a while, and the counts it began with in the end", soak},
 	}
@@ -67,6 +70,13 @@ func parts() []part {
 func main() { os.Exit(run()) }
 
 func run() int {
+	if len(os.Args) == 3 && os.Args[1] == guestFlag {
+		if err := guest(os.Args[2]); err != nil {
+			fmt.Fprintln(os.Stderr, "chaos: error:", err)
+			return 1
+		}
+		return 0
+	}
 	o, err := parse(os.Args[1:])
 	if errors.Is(err, flag.ErrHelp) {
 		return 0
@@ -152,6 +162,7 @@ func parse(args []string) (options, error) {
 	f.IntVar(&o.mounts, "mounts", 64, "how many mounts at once")
 	f.IntVar(&o.readers, "readers", 1000, "how many readers at once")
 	f.IntVar(&o.layers, "layers", 300, "how many layers an image has that has many")
+	f.IntVar(&o.machines, "machines", 20, "how many machines at once")
 	f.DurationVar(&o.soak, "soak", 3*time.Minute, "how long to soak")
 	f.DurationVar(&o.limit, "time", 15*time.Minute, "end after this long")
 	f.StringVar(&o.json, "json", "", "write the counts to this `file`, too")
@@ -176,7 +187,7 @@ func parse(args []string) (options, error) {
 	if err != nil {
 		return o, err
 	}
-	o.bin = filepath.Join(abs, "bin", "pexfs")
+	o.bin, o.kernel = filepath.Join(abs, "bin", "pexfs"), filepath.Join(abs, "cache", "kernels", "default")
 	for v := range strings.SplitSeq(*victims, ",") {
 		if v != "daemon" && v != "view" && v != "none" {
 			return o, fmt.Errorf("-victims %q: not daemon, view or none", v)

@@ -26,12 +26,11 @@ func usageOf(pid int) (u usage, err error) {
 		if len(f) < 2 {
 			continue
 		}
-		n, _ := strconv.ParseInt(f[1], 10, 64)
 		switch f[0] {
 		case "RssAnon:":
-			u.Anon = n << 10
+			u.Anon = kib(f[1])
 		case "Threads:":
-			u.Threads = n
+			u.Threads, _ = strconv.ParseInt(f[1], 10, 64)
 		}
 	}
 	fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
@@ -42,6 +41,12 @@ func usageOf(pid int) (u usage, err error) {
 		}
 	}
 	return u, err
+}
+
+// kib gives the bytes of a number of KiB.
+func kib(text string) int64 {
+	n, _ := strconv.ParseInt(text, 10, 64)
+	return n << 10
 }
 
 // most keeps the greatest of each.
