@@ -48,9 +48,10 @@ type shown interface {
 // mounter shows an image as its spec has it: on a new mount, or on that which an earlier view has left.
 type mounter struct {
 	viewSpec
-	link *holder.Link
-	left *left // nil: there is none
-	log  *slog.Logger
+	link  *holder.Link
+	left  *left    // nil: there is none
+	image *os.File // of the cache, locked by who reads it; or nil
+	log   *slog.Logger
 
 	dev      *fusefs.Device // of a new mount by FUSE that was made already; nil: there is none
 	confined bool
@@ -58,7 +59,7 @@ type mounter struct {
 
 // left is what a view leaves with its holder for a successor.
 type left struct {
-	Via   string `json:"via"`             // viaFUSE; viaErofs: the kernel mounted a file that is served; viaKernel: that needs nobody
+	Via   string `json:"via"`             // viaFUSE; viaErofs: the kernel mounted a file that is served; viaKernel: that needs nobody; viaEnded
 	Init  []byte `json:"init,omitempty"`  // of the fusefs.Device, whose file comes with it
 	Mount string `json:"mount,omitempty"` // of viaKernel: the mount's name
 	dev   *fusefs.Device
@@ -68,11 +69,18 @@ type left struct {
 // viaKernel is a mount that the kernel serves alone, from the complete image file.
 const viaKernel = "kernel"
 
-// keep leaves a mount with the holder.
+// viaEnded is a mount that has ended.
+const viaEnded = "ended"
+
+// keep leaves a mount with the holder: what is to be served, with a device if there is one; and, behind that, the image file, whose lock keeps
+// the image from being removed while nobody else has it open.
 func (m *mounter) keep(l left, files ...*os.File) error {
 	b, err := json.Marshal(l)
 	if err != nil {
 		return err
+	}
+	if m.image != nil {
+		files = append(files, m.image)
 	}
 	return m.link.Keep(b, files...)
 }
@@ -86,20 +94,27 @@ func takeLeft(state []byte, files []*os.File) (*left, error) {
 	if err := json.Unmarshal(state, l); err != nil {
 		return nil, fmt.Errorf("taking over a mount: %w", err)
 	}
-	if l.Via == viaKernel {
+	switch {
+	case l.Via == viaEnded:
+	case l.Via == viaKernel:
 		var err error
-		l.m, err = kmount.Named(l.Mount)
-		return l, err
+		if l.m, err = kmount.Named(l.Mount); err != nil {
+			return nil, err
+		}
+	case len(files) == 0:
+		return nil, errors.New("taking over a mount: no device's descriptor")
+	default:
+		l.dev = &fusefs.Device{File: files[0], Init: l.Init}
+		files = files[1:]
 	}
-	if len(files) != 1 {
-		return nil, fmt.Errorf("taking over a mount: %d descriptors instead of the device's", len(files))
+	for _, f := range files { // of the image, which the holder keeps locked
+		f.Close()
 	}
-	l.dev = &fusefs.Device{File: files[0], Init: l.Init}
 	return l, nil
 }
 
 // ended tells whether there is a mount, and it has ended.
-func (l *left) ended() bool { return l != nil && l.dev != nil && l.dev.Ended() }
+func (l *left) ended() bool { return l != nil && (l.Via == viaEnded || l.dev != nil && l.dev.Ended()) }
 
 // show shows an image of the cache.
 func (m *mounter) show(im *view.Image) (shown, error) {

@@ -244,6 +244,10 @@ func (m *mounter) serve(c *daemon.Client, terminate <-chan os.Signal, ready func
 	err = srv.Wait()
 	close(over)
 	<-ended
+	if err == nil { // the holder, too, lets go of the image, before that is of no more use to anybody
+		m.image = nil
+		_ = m.keep(left{Via: viaEnded}) // or there is none
+	}
 	return errors.Join(err, end())
 }
 
@@ -269,6 +273,7 @@ func (m *mounter) open(c *daemon.Client) (srv shown, end func() error, err error
 	if err != nil {
 		return nil, nil, err
 	}
+	m.image = im.File()
 	if srv, err = m.show(im); err != nil {
 		return nil, nil, errors.Join(err, im.Close())
 	}
