@@ -128,8 +128,7 @@ func newKilling(ctx context.Context, o options, images []*image, rate int64) (k 
 	return k, func(res *result, err error) error {
 		res.Wrong = append(res.Wrong, k.w.faults()...)
 		if len(res.Wrong) > 0 || err != nil {
-			b, _ := os.ReadFile(filepath.Join(k.w.cache, "daemon.log"))
-			fmt.Fprintf(os.Stderr, "the end of the daemon's log:\n%s", b[max(0, len(b)-4000):])
+			k.w.logs()
 		}
 		return errors.Join(k.w.end(), reg.close())
 	}, nil

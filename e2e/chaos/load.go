@@ -47,6 +47,9 @@ func loaded(ctx context.Context, o options, res *result, rate int64, images []*i
 	}
 	defer func() {
 		res.Wrong = append(res.Wrong, l.w.faults()...)
+		if len(res.Wrong) > 0 || err != nil {
+			l.w.logs()
+		}
 		err = errors.Join(err, l.w.end())
 	}()
 	watching, done := context.WithCancel(ctx)

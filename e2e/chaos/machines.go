@@ -19,7 +19,7 @@ import (
 )
 
 const (
-	machinesTime = 6 * time.Minute // for all that machines do: they hang if it takes longer
+	machinesTime = 8 * time.Minute // for all that machines do: they hang if it takes longer
 	machineRAM   = "256M"
 	guestName    = "chaos" // of this program in the image
 	guestFolder  = "data"  // that it reads
@@ -77,7 +77,7 @@ func machines(ctx context.Context, o options, res *result) error {
 
 // machineImage is an image of files, and of this program above them.
 func machineImage(rnd *rand.Rand, scale int64) (*image, error) {
-	files, err := makeLayer(rnd, guestFolder, 100, 8*scale<<20, true)
+	files, err := makeLayer(rnd, guestFolder, 60, 4*scale<<20, true)
 	if err != nil {
 		return nil, err
 	}

@@ -210,8 +210,10 @@ func (r *registry) send(w http.ResponseWriter, req *http.Request, im *image, b *
 		case <-req.Context().Done():
 		}
 		r.mu.Lock()
-		if req.Context().Err() != nil {
-			break
+		if req.Context().Err() != nil { // who asked is gone
+			r.open--
+			r.mu.Unlock()
+			return
 		}
 	}
 	r.mu.Unlock()

@@ -249,6 +249,15 @@ func (w *world) settle(ctx context.Context) {
 	}
 }
 
+// logs prints what the daemon and views have said last, but for what they always say.
+func (w *world) logs() {
+	for _, name := range []string{"daemon.log", "views.log"} {
+		b, _ := os.ReadFile(filepath.Join(w.cache, name))
+		lines := slices.DeleteFunc(strings.SplitAfter(string(b), "\n"), func(l string) bool { return strings.Contains(l, `"daemon serves"`) })
+		fmt.Fprintf(os.Stderr, "the end of %s:\n%s", name, strings.Join(lines[max(0, len(lines)-50):], ""))
+	}
+}
+
 // end ends all that is left of this world, by force where need be, and removes it.
 func (w *world) end() error {
 	for dir, minor := range w.mounts() {
