@@ -114,12 +114,17 @@ func begin(f fuse.RawFileSystem, dir string, d *Device, o MountOptions, l *slog.
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("mounting on %s: %w", dir, err), d.Close())
 	}
-	neverPolled(dir)
+	if o.Keep == nil {
+		neverPolled(dir)
+	}
 	return &Server{s, d, dir}, nil
 }
 
 // neverPolled has the kernel learn that nothing here can be polled. Go polls what package os opens, in a call during which it keeps the
 // processor: were that of a file of a mount that this very process serves, the two could wait for each other. go-fuse has a file for it.
+//
+// It isn't for mounts that outlive their servers. One that is killed while it waits for its own answer is never gone: it waits for that
+// until another server gives it, which is started when this one is gone.
 func neverPolled(dir string) {
 	fd, err := unix.Open(filepath.Join(dir, ".go-fuse-epoll-hack"), unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
