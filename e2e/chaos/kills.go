@@ -29,7 +29,7 @@ const (
 )
 
 // phases of an image's life here, in which something is killed.
-var phases = []string{"mounting", "reading", "sealing", "checking", "unmounting", "removing"}
+var phases = []string{"mounting", "reading", "sealing", "checking", "unmounting", "removing", "evicting"}
 
 // killing is one run of kills.
 type killing struct {
@@ -42,6 +42,8 @@ type killing struct {
 	reads   atomic.Int64
 	seals   atomic.Int64
 	removed atomic.Int64
+	evicted atomic.Int64
+	room    sync.RWMutex // held for writing while images are evicted, for reading by who needs one that isn't mounted
 
 	died map[int][]time.Time // when a holder's views were killed, by its process
 
@@ -63,7 +65,7 @@ func (k *killing) in(phase string) bool {
 	return slices.Contains(slices.Collect(maps.Values(k.phase)), phase)
 }
 
-// kills kills the daemon (or what -victims names) while images are mounted, read, filled, sealed, checked, unmounted and removed, until it has
+// kills kills the daemon (or what -victims names) while images are mounted, read, filled, sealed, checked, unmounted, removed and evicted, until it has
 // been killed often enough. Each image then is completed, compared and checked.
 func kills(ctx context.Context, o options, res *result) (err error) {
 	rnd := rand.New(rand.NewPCG(o.seed, 1))
@@ -94,7 +96,7 @@ func kills(ctx context.Context, o options, res *result) (err error) {
 		k.w.fault("the registry has sent %d bytes again, and %d at most were in flight at kills", c.Repeated, c.InFlight)
 	}
 	maps.Copy(res.Counts, map[string]any{
-		"kills": k.w.kills.Load(), "files read": k.reads.Load(), "images sealed": k.seals.Load(), "images removed": k.removed.Load(), "phases hit": k.hit, "commands": k.w.begun,
+		"kills": k.w.kills.Load(), "files read": k.reads.Load(), "images sealed": k.seals.Load(), "images removed": k.removed.Load(), "images evicted": k.evicted.Load(), "phases hit": k.hit, "commands": k.w.begun,
 		"commands ended by a kill": k.w.broke, "bytes sent": c.Sent, "bytes sent again": c.Repeated, "bytes in flight at kills": c.InFlight, "bytes in gaps": c.Gaps,
 		"bytes of tables": c.Tables, "bytes sent for two images": c.Shared,
 		"requests": c.Requests, "requests at once": c.Most,
@@ -267,7 +269,7 @@ func (k *killing) cycle(ctx, lives context.Context, rnd *rand.Rand, im *image, r
 	if rnd.IntN(4) == 0 {
 		args = append(args, "--no-fill")
 	}
-	if _, err := k.w.do(ctx, append(args, ref, dir)...); err != nil {
+	if err := k.mount(ctx, im, append(args, ref, dir)); err != nil {
 		return err
 	}
 	k.enter(im, "reading")
@@ -307,11 +309,43 @@ func (k *killing) cycle(ctx, lives context.Context, rnd *rand.Rand, im *image, r
 	if err := k.umount(ctx, dir); err != nil {
 		return err
 	}
-	if rnd.IntN(2) == 0 {
+	switch rnd.IntN(4) {
+	case 0, 1:
 		k.enter(im, "removing")
 		return k.remove(ctx, im, ref)
+	case 2:
+		k.enter(im, "evicting")
+		return k.evict(ctx)
 	}
 	return nil
+}
+
+// mount mounts an image, all of which may be fetched again if it was evicted.
+func (k *killing) mount(ctx context.Context, im *image, args []string) error {
+	k.room.RLock()
+	defer k.room.RUnlock()
+	all, err := k.w.list(ctx)
+	if err != nil {
+		return err
+	}
+	if _, there := all[k.refs[im]]; !there {
+		k.reg.forget(im)
+	}
+	_, err = k.w.do(ctx, args...)
+	return err
+}
+
+// evict removes all images that nobody uses.
+func (k *killing) evict(ctx context.Context) error {
+	k.room.Lock()
+	defer k.room.Unlock()
+	out, err := k.w.do(ctx, "gc", "--all")
+	for line := range strings.Lines(out) {
+		if strings.HasPrefix(line, "image ") {
+			k.evicted.Add(1)
+		}
+	}
+	return err
 }
 
 func rest(ctx context.Context, d time.Duration) {
@@ -341,6 +375,8 @@ func (k *killing) umount(ctx context.Context, dir string) error {
 
 // remove removes an image, once it isn't being filled.
 func (k *killing) remove(ctx context.Context, im *image, ref string) error {
+	k.room.RLock()
+	defer k.room.RUnlock()
 	for {
 		_, err := k.w.try(ctx, "rm", ref)
 		var e *ended
@@ -356,7 +392,7 @@ func (k *killing) remove(ctx context.Context, im *image, ref string) error {
 		if lerr != nil {
 			return lerr
 		}
-		if _, there := all[ref]; !there && e.killed { // it was done before
+		if _, there := all[ref]; !there { // it was done before a kill, or the image was evicted
 			k.removed.Add(1)
 			k.reg.forget(im)
 			return nil

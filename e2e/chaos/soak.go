@@ -68,7 +68,7 @@ func soak(ctx context.Context, o options, res *result) (err error) {
 		k.w.fault("%d files in the cache in the end, it began with %d", filesAfter, files)
 	}
 	maps.Copy(res.Counts, map[string]any{
-		"restarts": restarts, "kills": k.w.kills.Load(), "files read": k.reads.Load(), "images sealed": k.seals.Load(), "images removed": k.removed.Load(), "commands": k.w.begun,
+		"restarts": restarts, "kills": k.w.kills.Load(), "files read": k.reads.Load(), "images sealed": k.seals.Load(), "images removed": k.removed.Load(), "images evicted": k.evicted.Load(), "commands": k.w.begun,
 		"daemon: files open, before and after": []int64{before.Files, after.Files}, "daemon: descriptors, before and after": []int64{before.Descriptors, after.Descriptors}, "daemon: MiB of memory, before and after": []int64{before.Anon >> 20, after.Anon >> 20},
 		"daemon: threads, before and after": []int64{before.Threads, after.Threads}, "files in the cache, before and after": []int{files, filesAfter},
 	})
