@@ -164,6 +164,9 @@ func (m *mounter) showFUSE(meta *erofs.Image, data fusefs.Data) (shown, error) {
 	case m.left != nil:
 		return fusefs.Resume(fs, m.Dir, m.left.dev, m.mountOptions())
 	case m.dev != nil:
+		if err := m.keep(left{Via: viaFUSE, Init: m.dev.Init}, m.dev.File); err != nil { // with the image, which was not open when the mount was made
+			return nil, err
+		}
 		return fusefs.Begin(fs, m.Dir, m.dev, m.mountOptions())
 	}
 	return fusefs.Mount(fs, m.Dir, m.mountOptions())
