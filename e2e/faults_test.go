@@ -281,7 +281,7 @@ func TestFaultTable(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	test := regexp.MustCompile("^`(?:([a-z/]+): )?(Test[A-Za-z]+)(?:/(.+))?`$")
+	test := regexp.MustCompile("^`(?:([a-z0-9/]+): )?(Test[A-Za-z]+)(?:/(.+))?`$")
 	var listed []string
 	for line := range strings.Lines(string(text)) {
 		cells := strings.Split(strings.Trim(strings.TrimSpace(line), "|"), "|")

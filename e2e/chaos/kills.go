@@ -96,7 +96,8 @@ func kills(ctx context.Context, o options, res *result) (err error) {
 		k.w.fault("the registry has sent %d bytes again, and %d at most were in flight at kills", c.Repeated, c.InFlight)
 	}
 	maps.Copy(res.Counts, map[string]any{
-		"kills": k.w.kills.Load(), "files read": k.reads.Load(), "images sealed": k.seals.Load(), "images removed": k.removed.Load(), "images evicted": k.evicted.Load(), "phases hit": k.hit, "commands": k.w.begun,
+		"kills": k.w.kills.Load(), "kills of views": k.w.views.Load(), "reads failed at a view's kill": k.w.hurt.Load(), "files read": k.reads.Load(),
+		"images sealed": k.seals.Load(), "images removed": k.removed.Load(), "images evicted": k.evicted.Load(), "phases hit": k.hit, "commands": k.w.begun,
 		"commands ended by a kill": k.w.broke, "bytes sent": c.Sent, "bytes sent again": c.Repeated, "bytes in flight at kills": c.InFlight, "bytes in gaps": c.Gaps,
 		"bytes of tables": c.Tables, "bytes sent for two images": c.Shared,
 		"requests": c.Requests, "requests at once": c.Most,
@@ -215,6 +216,7 @@ func (k *killing) kill(ctx context.Context, rnd *rand.Rand, victim string) (ok b
 			v := views[rnd.IntN(len(views))]
 			pid = v.pid
 			k.died[v.parent] = append(k.died[v.parent], time.Now())
+			defer k.w.views.Add(1)
 		}
 	}
 	if pid == 0 {

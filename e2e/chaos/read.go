@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // compare reads a file of an image below dir and compares it with what is true: all of it, or a random part. The error says how it
@@ -66,11 +68,20 @@ func compareAll(ctx context.Context, dir string, im *image) error {
 	return nil
 }
 
-// reader reads files at random until ctx ends, and counts them in n.
+// reader reads files at random until ctx ends, and counts them in n. A request that a view is about to answer when it is killed may fail with
+// EIO, which the kernel says: so much is counted, and the file is read again.
 func (w *world) reader(ctx context.Context, rnd *rand.Rand, dir string, im *image, n *atomic.Int64) {
 	for ctx.Err() == nil {
 		f := im.files[rnd.IntN(len(im.files))]
+		killed := w.views.Load()
 		if err := compare(rnd, dir, f); err != nil {
+			if errors.Is(err, unix.EIO) {
+				rest(ctx, 2*time.Second) // it is counted when it is gone
+				if w.views.Load() != killed {
+					w.hurt.Add(1)
+					continue
+				}
+			}
 			if ctx.Err() == nil {
 				w.fault("%s: %v", im.name, err)
 			}

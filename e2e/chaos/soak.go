@@ -51,12 +51,16 @@ func soak(ctx context.Context, o options, res *result) (err error) {
 		return err
 	}
 	const (
-		spare     = 16 + 4   // descriptors: connections to the registry at rest, and to commands that have just ended
+		spare     = 16 + 4 // descriptors: connections to the registry at rest, and to commands that have just ended
+		spareGo   = 2 * spare
 		spareAnon = 48 << 20 // bytes: what the collector has not given back
 	)
 	if after.Files > before.Files || after.Descriptors > before.Descriptors+spare || after.Anon > before.Anon+spareAnon {
 		k.w.fault("the daemon has %d files open, %d descriptors and %d KiB of memory, it began with %d, %d and %d",
 			after.Files, after.Descriptors, after.Anon>>10, before.Files, before.Descriptors, before.Anon>>10)
+	}
+	if after.Goroutines > before.Goroutines+spareGo {
+		k.w.fault("the daemon has %d goroutines, it began with %d", after.Goroutines, before.Goroutines)
 	}
 	if n := len(k.w.processes()); n != 1 {
 		k.w.fault("%d processes in the end, want the daemon: %v", n, k.w.processes())
@@ -70,7 +74,7 @@ func soak(ctx context.Context, o options, res *result) (err error) {
 	maps.Copy(res.Counts, map[string]any{
 		"restarts": restarts, "kills": k.w.kills.Load(), "files read": k.reads.Load(), "images sealed": k.seals.Load(), "images removed": k.removed.Load(), "images evicted": k.evicted.Load(), "commands": k.w.begun,
 		"daemon: files open, before and after": []int64{before.Files, after.Files}, "daemon: descriptors, before and after": []int64{before.Descriptors, after.Descriptors}, "daemon: MiB of memory, before and after": []int64{before.Anon >> 20, after.Anon >> 20},
-		"daemon: threads, before and after": []int64{before.Threads, after.Threads}, "files in the cache, before and after": []int{files, filesAfter},
+		"daemon: goroutines, before and after": []int64{before.Goroutines, after.Goroutines}, "daemon: threads, before and after": []int64{before.Threads, after.Threads}, "files in the cache, before and after": []int{files, filesAfter},
 	})
 	return nil
 }
@@ -157,6 +161,9 @@ func (k *killing) counts(ctx context.Context) (u usage, files int, err error) {
 			return u, 0, err
 		}
 	}
-	u, err = usageOf(k.w.daemon())
+	if u, err = usageOf(k.w.daemon()); err != nil {
+		return u, 0, err
+	}
+	u.Goroutines, err = k.w.goroutines(ctx)
 	return u, files, err
 }

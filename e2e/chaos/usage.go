@@ -1,7 +1,11 @@
 package main
 
 import (
+	"context"
+	"encoding/json"
 	"fmt"
+	"net"
+	"net/http"
 	"os"
 	"strconv"
 	"strings"
@@ -13,6 +17,7 @@ type usage struct {
 	Descriptors int64
 	Files       int64 // those of them that are of files
 	Threads     int64
+	Goroutines  int64 // of the daemon, once it was asked
 }
 
 // usageOf looks at a process.
@@ -41,6 +46,35 @@ func usageOf(pid int) (u usage, err error) {
 		}
 	}
 	return u, err
+}
+
+// goroutines asks the daemon how many it has.
+func (w *world) goroutines(ctx context.Context) (n int64, err error) {
+	out, err := w.do(ctx, "status", "--json")
+	if err != nil {
+		return 0, err
+	}
+	var st struct{ Socket string }
+	if err := json.Unmarshal([]byte(out), &st); err != nil {
+		return 0, err
+	}
+	t := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", st.Socket)
+	}}
+	defer t.CloseIdleConnections()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://daemon/debug/pprof/goroutine?debug=1", nil)
+	if err != nil {
+		return 0, err
+	}
+	res, err := t.RoundTrip(req)
+	if err != nil {
+		return 0, err
+	}
+	defer res.Body.Close()
+	if _, err := fmt.Fscanf(res.Body, "goroutine profile: total %d", &n); err != nil {
+		return 0, fmt.Errorf("asking the daemon for its goroutines: %s: %w", res.Status, err)
+	}
+	return n, nil
 }
 
 // kib gives the bytes of a number of KiB.

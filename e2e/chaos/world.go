@@ -30,6 +30,8 @@ type world struct {
 	cache string
 	env   []string
 	kills atomic.Int64
+	views atomic.Int64 // that were killed
+	hurt  atomic.Int64 // reads that failed as a view was killed
 
 	mu    sync.Mutex // guards what follows
 	wrong []string   // what must not be
