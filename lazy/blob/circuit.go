@@ -34,7 +34,7 @@ type circuit struct {
 	trial chan struct{} // closed when the one who tries knows; nil: nobody tries
 }
 
-// enter waits until the caller may fetch. If it is a trial, exactly one of passed, failed and left is to be called with trial; the error is
+// enter waits until the caller may fetch. If it is a trial, know is to be called with that, after broke if it has failed; the error is
 // the last failure, or ctx's.
 func (c *circuit) enter(ctx context.Context) (trial bool, err error) {
 	for waited := false; ; waited = true {
@@ -67,12 +67,19 @@ func (c *circuit) enter(ctx context.Context) (trial bool, err error) {
 	}
 }
 
-// know notes what came of a fetch: err is nil where it succeeded, and left says that nothing is known.
-func (c *circuit) know(err error, left, trial bool) {
+// broke notes that a fetch has failed; nobody tries for so long.
+func (c *circuit) broke(err error, open time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.err, c.until = err, time.Now().Add(open)
+}
+
+// know notes that a fetch has succeeded, or, with left, that nothing is known of it.
+func (c *circuit) know(left, trial bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if !left {
-		c.err, c.until = err, time.Now().Add(circuitOpen)
+		c.err = nil
 	}
 	if trial {
 		close(c.trial)
@@ -136,7 +143,7 @@ func (s *guarded) Fetch(ctx context.Context, off, n int64) (io.ReadCloser, error
 		}
 		trial, err := c.enter(ctx)
 		if err != nil {
-			r.know(nil, true)
+			r.know(true)
 			return nil, err
 		}
 		r.circuits = append(r.circuits, entered{c, trial})
@@ -172,40 +179,41 @@ type guardedReader struct {
 }
 
 // know tells all circuits, once.
-func (r *guardedReader) know(err error, left bool) {
+func (r *guardedReader) know(left bool) {
 	for _, c := range r.circuits {
-		c.know(err, left, c.trial)
+		c.know(left, c.trial)
 	}
 	r.circuits = nil
 }
 
 // failed notes the end of the fetch.
 func (r *guardedReader) failed(err error) {
+	open := circuitOpen
 	if r.ctx.Err() != nil {
 		if silence := time.Since(r.since); silence >= circuitSilence {
-			err = &idleError{silence.Round(time.Second)}
+			err, open = &idleError{silence.Round(time.Second)}, 0 // it may end just now
 		} else {
 			err = nil
 		}
 	}
 	if err == nil || errors.Is(err, errClosed) || errors.Is(err, ErrDigestMismatch) || errors.Is(err, ErrRangeUnsupported) {
-		r.know(nil, true)
+		r.know(true)
 		return
 	}
-	r.s.own.know(err, false, false)
+	r.s.own.broke(err, open)
 	var of interface{ Down() string }
 	if errors.As(err, &of) {
 		if c := r.s.cs.server(of.Down()); c != nil {
-			c.know(err, false, false)
+			c.broke(err, open)
 		}
 	}
-	r.know(nil, true)
+	r.know(true)
 }
 
 func (r *guardedReader) Read(p []byte) (int, error) {
 	n, err := r.rc.Read(p)
 	if n > 0 {
-		r.know(nil, false)
+		r.know(false)
 		r.off, r.n, r.since = r.off+int64(n), r.n-int64(n), time.Now()
 	}
 	if err == nil || err == io.EOF {
@@ -228,6 +236,6 @@ type failedReader struct{ err error }
 func (r failedReader) Read([]byte) (int, error) { return 0, r.err }
 
 func (r *guardedReader) Close() error {
-	r.know(nil, true)
+	r.know(true)
 	return r.rc.Close()
 }

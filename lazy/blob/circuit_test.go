@@ -208,6 +208,7 @@ func TestCircuitSilence(t *testing.T) {
 		}
 		for _, tt := range []struct{ patience, want time.Duration }{
 			{time.Second, time.Second}, {40 * time.Second, 40 * time.Second}, {time.Minute, time.Minute}, // nobody knows yet
+			{time.Minute, 15 * time.Second}, // he tries
 			{time.Minute, 0}, {time.Minute, 0},
 		} {
 			if took, err := try(tt.patience); err == nil || took != tt.want {
