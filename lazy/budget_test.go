@@ -145,3 +145,23 @@ func TestBudgetOfRest(t *testing.T) {
 		t.Errorf("the other: %v", err)
 	}
 }
+
+// TestCopiedLetsGo has an image keep another from being removed for as long as it copies contents from there, and no longer.
+func TestCopiedLetsGo(t *testing.T) {
+	files := map[string][]byte{"a": random(1<<20, 1), "b": random(1<<20, 2)}
+	one, two := newRepo(), newRepo()
+	one.image(t, one.stargzLayer(t, tarOf(t, files, "a"), 100_000))
+	two.image(t, two.stargzLayer(t, tarOf(t, files, "a", "b"), 100_000))
+	c := newCacheOf(t, filepath.Join(t.TempDir(), "c"), Options{})
+	from := mustOpen(t, c, one, "a:1")
+	fill(t, from)
+	im := mustOpen(t, c, two, "b:1")
+	if !c.st.Used(from.Info().Key) {
+		t.Error("an image is not used though another copies from it")
+	}
+	fill(t, im)
+	check(t, im, files)
+	if c.st.Used(from.Info().Key) {
+		t.Error("an image is used though the other one is complete")
+	}
+}

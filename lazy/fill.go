@@ -40,6 +40,7 @@ func (im *Image) Fill(ctx context.Context) error {
 	}
 	err = cmp.Or(err, g.Wait())
 	if im.file.State() == store.Sealed {
+		im.letGo()
 		close(im.sealed) // once: whoever fills it next sees its state
 	}
 	if ctx.Err() == nil {

@@ -193,6 +193,16 @@ func (c *Cache) findClones(ctx context.Context, im *Image) error {
 	return nil
 }
 
+// letGo closes the images that contents were copied from, when nothing is missing: somebody may want to remove them. While one is
+// still being copied they stay open for as long as the image is in memory.
+func (im *Image) letGo() {
+	im.mu.Lock()
+	defer im.mu.Unlock()
+	if len(im.jobsOf) == 0 {
+		im.closeClones()
+	}
+}
+
 func (im *Image) closeClones() {
 	for _, o := range im.others {
 		o.Close()
