@@ -35,6 +35,7 @@ type options struct {
 	layers   int
 	machines int
 	soak     time.Duration
+	silence  time.Duration
 	limit    time.Duration
 	json     string
 	victims  []string
@@ -63,6 +64,7 @@ func parts() []part {
 		{"layers", "images of many layers", manyLayers},
 		{"machines", "many machines at once, of a sealed image and of one that is filling", machines},
 		{"fair", "a busy image, a lone reader, and a silent registry", fair},
+		{"silence", "a registry that says nothing for a minute", silence},
 		{"soak", "all of this for a while, and the counts it began with in the end", soak},
 	}
 }
@@ -164,6 +166,7 @@ func parse(args []string) (options, error) {
 	f.IntVar(&o.layers, "layers", 300, "how many layers an image has that has many")
 	f.IntVar(&o.machines, "machines", 20, "how many machines at once")
 	f.DurationVar(&o.soak, "soak", 3*time.Minute, "how long to soak")
+	f.DurationVar(&o.silence, "silence", time.Minute, "how long a registry is silent")
 	f.DurationVar(&o.limit, "time", 15*time.Minute, "end after this long")
 	f.StringVar(&o.json, "json", "", "write the counts to this `file`, too")
 	victims := f.String("victims", "daemon,view", "what is killed, by commas: daemon, view; or none, to see what is fetched twice anyway")
