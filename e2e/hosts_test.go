@@ -57,6 +57,8 @@ func TestHosts(t *testing.T) {
 	if err := readTogether(at); err != nil {
 		t.Error(err)
 	}
+	l.do("pexfs", "convert", "-q", "--hosts-dir", dirs, image, "oci:"+filepath.Join(t.TempDir(), "converted"))
+	l.do("pexfs", "image", "build", "-q", "--hosts-dir", dirs, image, "-o", filepath.Join(t.TempDir(), "image.erofs"))
 	if c := server.Counts(); c.Blobs > 0 { // for a profile it is, as the mirror has none
 		t.Errorf("the server was asked: %+v", c)
 	}

@@ -27,6 +27,7 @@ type buildSpec struct {
 	Stream   bool
 	platform string
 	insecure bool
+	hostsDir string
 	quiet    bool
 	shift    uint32
 	pack     bool
@@ -34,6 +35,7 @@ type buildSpec struct {
 
 func (s *buildSpec) flags(f *pflag.FlagSet) {
 	f.StringVar(&s.platform, "platform", "", "of an image for several: os/arch[/variant] (default this machine's)")
+	cli.HostsFlag(f, &s.hostsDir)
 	f.BoolVar(&s.insecure, "insecure", false, "permit plain HTTP to a registry that is not on this machine")
 	f.Uint32Var(&s.shift, "uid-shift", 0, "add this to every owner, in attributes too: for guests in a user namespace")
 	f.BoolVar(&s.pack, "pack", false, "several images in one, each below its PREFIX (default the last part of its name)")
@@ -194,12 +196,16 @@ func build(ctx context.Context, dir string, refs []string, s buildSpec, p *cli.P
 	}
 	var parts []lazy.Part
 	transport := registry.NewTransport()
+	dirs, err := cli.HostsDirs(s.hostsDir)
+	if err != nil {
+		return nil, err
+	}
 	for _, name := range refs {
 		part, err := s.part(ctx, name)
 		if err != nil {
 			return nil, err
 		}
-		if part.Repo, err = daemon.OpenRepo(ctx, part.Ref, daemon.RepoOptions{Insecure: s.insecure, Transport: transport}); err != nil {
+		if part.Repo, err = daemon.OpenRepo(ctx, part.Ref, daemon.RepoOptions{Insecure: s.insecure, HostsDirs: dirs, Transport: transport}); err != nil {
 			return nil, err
 		}
 		parts = append(parts, part)

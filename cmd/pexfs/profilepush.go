@@ -35,19 +35,35 @@ type beside struct {
 	opts registry.Options
 }
 
-func openBeside(ctx context.Context, image string, insecure bool) (*beside, error) {
+// besideOf is the reference of an image that profiles may be beside.
+func besideOf(image string) (ref.Ref, error) {
 	r, err := ref.Parse(image)
+	if err == nil && r.Transport != ref.Registry {
+		err = fmt.Errorf("profiles of %s: it is not in a registry", r)
+	}
+	return r, err
+}
+
+// toBeside opens the registry itself, to be written to, and fromBeside what stands for it, too.
+func toBeside(ctx context.Context, image string, insecure bool) (*beside, error) {
+	r, err := besideOf(image)
 	if err != nil {
 		return nil, err
-	}
-	if r.Transport != ref.Registry {
-		return nil, fmt.Errorf("profiles of %s: it is not in a registry", r)
 	}
 	auth, err := cli.Credentials(ctx, r)
 	if err != nil {
 		return nil, fmt.Errorf("finding credentials for %s: %w", r, err)
 	}
 	return &beside{r, registry.Options{Auth: auth, Insecure: insecure, UserAgent: "pex"}}, nil
+}
+
+func fromBeside(ctx context.Context, image, hostsDir string, insecure bool) (*beside, error) {
+	r, err := besideOf(image)
+	if err != nil {
+		return nil, err
+	}
+	o, err := cli.Reading(ctx, r, hostsDir, insecure)
+	return &beside{r, o}, err
 }
 
 // manifest is the descriptor of the manifest with a digest, as the repository has it.
@@ -148,7 +164,7 @@ an empty cache finds it. The image itself isn't changed.`,
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ctx := cmd.Context()
-			to, err := openBeside(ctx, args[0], insecure)
+			to, err := toBeside(ctx, args[0], insecure)
 			if err != nil {
 				return err
 			}
@@ -200,12 +216,13 @@ an empty cache finds it. The image itself isn't changed.`,
 
 func profilePull(cacheDir *string) *cobra.Command {
 	var insecure bool
+	var hostsDir string
 	var platform string
 	cmd := &cobra.Command{
 		Use: "pull REF [NAME…]", Short: "Take the profiles that are beside an image, or one of them", Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ctx := cmd.Context()
-			from, err := openBeside(ctx, args[0], insecure)
+			from, err := fromBeside(ctx, args[0], hostsDir, insecure)
 			if err != nil {
 				return err
 			}
@@ -235,6 +252,7 @@ func profilePull(cacheDir *string) *cobra.Command {
 	}
 	cmd.Flags().SetInterspersed(false)
 	cmd.Flags().StringVar(&platform, "platform", "", "of an image for several: os/arch[/variant] (default this machine's)")
+	cli.HostsFlag(cmd.Flags(), &hostsDir)
 	cmd.Flags().BoolVar(&insecure, "insecure", false, "permit plain HTTP to a registry that is not on this machine")
 	return cmd
 }

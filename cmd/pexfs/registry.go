@@ -13,7 +13,6 @@ import (
 	"github.com/pexfs/pex/cmd/internal/convert"
 	"github.com/pexfs/pex/cmd/internal/embedreg"
 	"github.com/pexfs/pex/lazy/ref"
-	"github.com/pexfs/pex/lazy/registry"
 )
 
 func registryCommand() *cobra.Command {
@@ -50,7 +49,7 @@ access control and speaks plain HTTP: keep it on loopback. Counts of requests an
 
 func convertCommand() *cobra.Command {
 	var o convert.Options
-	var platform string
+	var platform, hostsDir string
 	var insecure, quiet, asJSON bool
 	cmd := &cobra.Command{
 		Use:   "convert SRC DST",
@@ -67,16 +66,21 @@ its layers are gzip as before.`,
 				}
 				o.Platform = &p
 			}
-			for i, side := range [...]*registry.Options{&o.Source, &o.Target} {
-				r, err := ref.Parse(args[i])
-				if err != nil {
+			src, err := ref.Parse(args[0])
+			if err == nil {
+				o.Source, err = cli.Reading(cmd.Context(), src, hostsDir, insecure)
+			}
+			if err != nil {
+				return err
+			}
+			dst, err := ref.Parse(args[1])
+			if err != nil {
+				return err
+			}
+			o.Target.Insecure = insecure
+			if dst.Transport == ref.Registry { // what is written goes to itself
+				if o.Target.Auth, err = cli.Credentials(cmd.Context(), dst); err != nil {
 					return err
-				}
-				side.Insecure = insecure
-				if r.Transport == ref.Registry {
-					if side.Auth, err = cli.Credentials(cmd.Context(), r); err != nil {
-						return err
-					}
 				}
 			}
 			var last convert.Event
@@ -98,6 +102,7 @@ its layers are gzip as before.`,
 		},
 	}
 	f := cmd.Flags()
+	cli.HostsFlag(f, &hostsDir)
 	f.StringVar(&platform, "platform", "", "take one image of an index: os/arch[/variant] (default all)")
 	f.IntVar(&o.ChunkSize, "chunk-size", 0, "largest piece of a file that is fetched as one, in bytes (default 4 MiB)")
 	f.BoolVar(&insecure, "insecure", false, "permit plain HTTP to registries that are not on this machine")

@@ -115,7 +115,7 @@ func Open(ctx context.Context, program, name string, o OpenOptions) (*daemon.Cli
 	if err != nil {
 		return nil, nil, err
 	}
-	dirs, err := absoluteDirs(cmp.Or(o.HostsDirs, os.Getenv(hosts.EnvDirs)))
+	dirs, err := HostsDirs(o.HostsDirs)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -148,6 +148,26 @@ func Credentials(ctx context.Context, r ref.Ref) (authn.AuthConfig, error) {
 		return authn.AuthConfig{}, err
 	}
 	return registry.Credentials(ctx, r)
+}
+
+// HostsDirs are the folders of hosts.toml that --hosts-dir or the environment names.
+func HostsDirs(flag string) (string, error) {
+	return absoluteDirs(cmp.Or(flag, os.Getenv(hosts.EnvDirs)))
+}
+
+// Reading says how to read from a reference's registry as this user, and from the servers that stand for it by hosts.toml in the folders that
+// hostsDir, the flag's value, names.
+func Reading(ctx context.Context, r ref.Ref, hostsDir string, insecure bool) (o registry.Options, err error) {
+	o = registry.Options{Insecure: insecure, UserAgent: "pex"}
+	dirs, err := HostsDirs(hostsDir)
+	if err != nil || r.Transport != ref.Registry {
+		return o, err
+	}
+	if o.Auth, err = Credentials(ctx, r); err != nil {
+		return o, fmt.Errorf("finding credentials for %s: %w", r, err)
+	}
+	o.Hosts, o.HostAuth, err = daemon.Hosts(ctx, r, dirs)
+	return o, err
 }
 
 // absoluteDirs makes the names in a list of folders mean the same to another process.

@@ -101,6 +101,11 @@ func (o *OpenOptions) NetworkFlags(cmd *cobra.Command) {
 	f.Var(&o.Pull, "pull", "when to ask the registry what a tag is: missing, if the cache hasn't got it; newer, each time, but go on with the cache's if that fails; always; never")
 	f.BoolVar(&o.Offline, "offline", false, "ask no registry: a tag is what it was last, and the image must be complete in the cache")
 	f.BoolVar(&o.Insecure, "insecure", false, "permit plain HTTP to a registry that is not on this machine")
-	f.StringVar(&o.HostsDirs, "hosts-dir", "", "folders of hosts.toml, which say what servers stand for a registry (default $PEX_HOSTS_DIR, or pex/certs.d of the user and of /etc, /etc/containerd/certs.d, and docker's)")
+	HostsFlag(f, &o.HostsDirs)
 	cmd.MarkFlagsMutuallyExclusive("pull", "offline")
+}
+
+// HostsFlag adds the flag that names folders of hosts.toml.
+func HostsFlag(f *pflag.FlagSet, dirs *string) {
+	f.StringVar(dirs, "hosts-dir", "", "folders of hosts.toml, which say what servers stand for a registry (default $PEX_HOSTS_DIR, or pex/certs.d of the user and of /etc, /etc/containerd/certs.d, and docker's)")
 }

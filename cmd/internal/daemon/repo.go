@@ -181,11 +181,18 @@ func OpenRepo(ctx context.Context, r ref.Ref, o RepoOptions) (lazy.Repo, error) 
 
 // HostCredentials finds this user's credentials for servers that stand for a reference's registry, by host and port.
 func HostCredentials(ctx context.Context, r ref.Ref, dirs string) (map[string]authn.AuthConfig, error) {
+	_, auth, err := Hosts(ctx, r, dirs)
+	return auth, err
+}
+
+// Hosts finds the servers that stand for a reference's registry, and this user's credentials for them, by host and port.
+func Hosts(ctx context.Context, r ref.Ref, dirs string) ([]hosts.Host, map[string]authn.AuthConfig, error) {
 	servers, err := hosts.Find(hosts.Dirs(dirs), r.Name.Context().RegistryStr())
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return credentials(ctx, r, servers, registry.Credentials)
+	auth, err := credentials(ctx, r, servers, registry.Credentials)
+	return servers, auth, err
 }
 
 func credentials(ctx context.Context, r ref.Ref, servers []hosts.Host, find func(context.Context, ref.Ref) (authn.AuthConfig, error)) (map[string]authn.AuthConfig, error) {
