@@ -169,7 +169,7 @@ func (r readable) ReadAt(ctx context.Context, p []byte, off int64) (int, error) 
 }
 
 // attachImage opens, in a supervisor, the image that openImage has described.
-func attachImage(ctx context.Context, text json.RawMessage) (machine.Image, error) {
+func attachImage(ctx context.Context, text json.RawMessage, warn func(string)) (machine.Image, error) {
 	var spec imageSpec
 	if err := json.Unmarshal(text, &spec); err != nil {
 		return nil, fmt.Errorf("reading description of image: %w", err)
@@ -178,17 +178,9 @@ func attachImage(ctx context.Context, text json.RawMessage) (machine.Image, erro
 	if err != nil {
 		return nil, err
 	}
-	image, err := view.Attach(ctx, c, &spec.Opened, view.Options{Who: spec.Who, Fill: spec.Fill, Proven: spec.Proven, Record: spec.Record})
+	image, err := view.Attach(ctx, c, &spec.Opened, view.Options{Who: spec.Who, Fill: spec.Fill, Proven: spec.Proven, Record: spec.Record, Warn: warn})
 	if err != nil {
-		var e *daemon.Error
-		var h interface{ Hint() string }
-		switch {
-		case errors.As(err, &e):
-			err = &machine.EndedError{Ended: machine.Ended{Error: err.Error(), Hint: e.Hint}}
-		case errors.As(err, &h):
-			err = &machine.EndedError{Ended: machine.Ended{Error: err.Error(), Hint: h.Hint()}}
-		}
-		return nil, err
+		return nil, &machine.EndedError{Ended: machine.Ended{Error: err.Error(), Hint: cli.Hint(err)}}
 	}
 	return readable{image}, nil
 }

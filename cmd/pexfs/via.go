@@ -52,6 +52,7 @@ type mounter struct {
 	left  *left    // nil: there is none
 	image *os.File // of the cache, locked by who reads it; or nil
 	log   *slog.Logger
+	warn  func(string) // the user who mounts
 
 	dev      *fusefs.Device // of a new mount by FUSE that was made already; nil: there is none
 	confined bool

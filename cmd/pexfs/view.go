@@ -19,6 +19,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"github.com/pexfs/pex/cmd/internal/cli"
 	"github.com/pexfs/pex/cmd/internal/daemon"
 	"github.com/pexfs/pex/cmd/internal/holder"
 	"github.com/pexfs/pex/cmd/internal/view"
@@ -82,18 +83,15 @@ func startView(ctx context.Context, cacheDir string, s viewSpec) error {
 	}
 	stop := context.AfterFunc(ctx, func() { cmd.Process.Signal(syscall.SIGTERM) })
 	defer stop()
-	e := new(daemon.Error)
-	for told := bufio.NewScanner(r); told.Scan(); { // to its end, which is the holder's
-		if told.Text() == viewServes {
-			return nil
-		}
-		_ = json.Unmarshal(told.Bytes(), e) // or there is no saying why
+	serves, e := hear(r)
+	if serves {
+		return nil
 	}
 	err = cmd.Wait()
 	if errors.Is(alive(s.Dir), unix.ENOTCONN) { // it died with the mount half made
 		err = errors.Join(err, fusefs.Unmount(s.Dir))
 	}
-	if e.Text != "" {
+	if e != nil {
 		return e
 	}
 	return fmt.Errorf("the view ended: %w%s", err, see)
@@ -117,8 +115,29 @@ func taskFile(s viewSpec) (*os.File, error) {
 	return f, nil
 }
 
-// viewServes is the line that a view says when its mount can be used. Else it says a daemon.Error.
-const viewServes = "serves"
+// viewWord is what a view tells whoever started its holder, as a line of JSON: warnings, and in the end that its mount can be used, or why
+// not.
+type viewWord struct {
+	Warning string        `json:"warning,omitempty"`
+	Serves  bool          `json:"serves,omitempty"`
+	Error   *daemon.Error `json:"error,omitempty"`
+}
+
+// hear passes the warnings of views on until one serves, or the holder ends; then with the last one's error, or nil where none said why.
+func hear(r io.Reader) (serves bool, err *daemon.Error) {
+	for told := bufio.NewScanner(r); told.Scan(); {
+		var w viewWord
+		switch _ = json.Unmarshal(told.Bytes(), &w); { // one that was killed may have said half of it
+		case w.Serves:
+			return true, nil
+		case w.Error != nil:
+			err = w.Error
+		case w.Warning != "":
+			cli.PrintWarning("pexfs", w.Warning)
+		}
+	}
+	return false, err
+}
 
 // holdReadyFD is where a holder inherits what its views tell.
 const holdReadyFD = 3
@@ -153,17 +172,18 @@ func viewCommand(cacheDir *string) *cobra.Command {
 			ready := os.NewFile(holder.ReadyFD, "ready")
 			syscall.CloseOnExec(holder.ReadyFD)
 			log := slog.New(slog.NewTextHandler(os.Stderr, nil)).With("view", os.Getpid())
-			err := takeView(*cacheDir, log, terminate, func() {
-				io.WriteString(ready, viewServes+"\n")
+			tell := json.NewEncoder(ready)
+			warn := func(text string) {
+				log.Warn(text)
+				tell.Encode(viewWord{Warning: text})
+			}
+			err := takeView(*cacheDir, log, warn, terminate, func() {
+				tell.Encode(viewWord{Serves: true})
 				ready.Close()
 			})
 			if err != nil {
 				log.Error("the view ends", "err", err)
-				e := &daemon.Error{Text: err.Error()}
-				if errors.Is(err, fusefs.ErrNoFUSE) {
-					e.Hint = fusefs.Hint
-				}
-				json.NewEncoder(ready).Encode(e)
+				tell.Encode(viewWord{Error: &daemon.Error{Text: err.Error(), Hint: cli.Hint(err)}})
 				return exitError{status: 1}
 			}
 			return nil
@@ -172,8 +192,8 @@ func viewCommand(cacheDir *string) *cobra.Command {
 }
 
 // takeView takes its task from the holder, and serves.
-func takeView(cacheDir string, log *slog.Logger, terminate <-chan os.Signal, ready func()) error {
-	m := mounter{log: log}
+func takeView(cacheDir string, log *slog.Logger, warn func(string), terminate <-chan os.Signal, ready func()) error {
+	m := mounter{log: log, warn: warn}
 	if err := json.NewDecoder(io.NewSectionReader(os.Stdin, 0, maxSpec)).Decode(&m.viewSpec); err != nil {
 		return fmt.Errorf("reading the view's task: %w", err)
 	}
@@ -199,6 +219,7 @@ func serveHere(c *daemon.Client, s viewSpec) error {
 	signal.Notify(terminate, syscall.SIGINT, syscall.SIGTERM)
 	defer signal.Stop(terminate)
 	m := mounter{viewSpec: s, link: new(holder.Link), log: slog.New(slog.NewTextHandler(os.Stderr, nil))}
+	m.warn = func(text string) { cli.PrintWarning("pexfs", text) }
 	return m.serve(c, terminate, func() {})
 }
 
@@ -265,7 +286,7 @@ func (m *mounter) open(c *daemon.Client) (srv shown, end func() error, err error
 		}
 		return srv, end, nil
 	}
-	o := view.Options{Who: "mount " + m.Dir, Fill: m.Fill, Record: m.Record, IOTimeout: m.IOTimeout, Ensure: m.ensure(c)}
+	o := view.Options{Who: "mount " + m.Dir, Fill: m.Fill, Record: m.Record, IOTimeout: m.IOTimeout, Warn: m.warn, Ensure: m.ensure(c)}
 	if m.left != nil { // what it reads is no longer what comes first
 		o.Late, o.Record = true, nil
 	}

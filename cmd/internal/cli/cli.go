@@ -33,9 +33,14 @@ import (
 // PrintError prints an error as "program: error: …", and a hint where there is one.
 func PrintError(program string, err error) {
 	fmt.Fprintf(os.Stderr, "%s: error: %s\n", program, OneLine(err.Error()))
-	if h := hint(err); h != "" {
+	if h := Hint(err); h != "" {
 		fmt.Fprintf(os.Stderr, "%s: hint: %s\n", program, h)
 	}
+}
+
+// PrintWarning prints "program: warning: …".
+func PrintWarning(program, text string) {
+	fmt.Fprintf(os.Stderr, "%s: warning: %s\n", program, OneLine(text))
 }
 
 // OneLine keeps what a registry or an image says from looking like more lines, or commanding the terminal.
@@ -49,7 +54,8 @@ func OneLine(s string) string {
 	}, s)
 }
 
-func hint(err error) string {
+// Hint is what can be done about an error, or empty.
+func Hint(err error) string {
 	var e *daemon.Error
 	var h interface{ Hint() string }
 	switch {

@@ -8,7 +8,7 @@ import (
 )
 
 func TestLateDisk(t *testing.T) {
-	image, err := openFake(t.Context(), nil)
+	image, err := openFake(t.Context(), nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

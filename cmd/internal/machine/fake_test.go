@@ -47,7 +47,7 @@ type fakeImage struct {
 	unsealed bool
 }
 
-func openFake(_ context.Context, image json.RawMessage) (Image, error) {
+func openFake(_ context.Context, image json.RawMessage, _ func(string)) (Image, error) {
 	if string(image) == `"unreadable"` {
 		return nil, &EndedError{Ended{Error: "opening image", Hint: "try another"}}
 	}

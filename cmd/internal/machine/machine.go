@@ -101,8 +101,8 @@ type Image interface {
 	Close() error
 }
 
-// OpenImage opens the image of a Config in the supervisor.
-type OpenImage func(ctx context.Context, image json.RawMessage) (Image, error)
+// OpenImage opens the image of a Config in the supervisor. warn tells the user what they should know.
+type OpenImage func(ctx context.Context, image json.RawMessage, warn func(string)) (Image, error)
 
 // Event is what a supervisor has to say. Exactly one field is set.
 type Event struct {

@@ -15,14 +15,14 @@ type opening struct {
 }
 
 // open opens the image that comes out of named.
-func open(ctx context.Context, openImage OpenImage, named <-chan json.RawMessage) *opening {
+func open(ctx context.Context, openImage OpenImage, named <-chan json.RawMessage, warn func(string)) *opening {
 	ctx, cancel := context.WithCancel(ctx)
 	o := &opening{cancel: cancel, done: make(chan struct{})}
 	go func() {
 		defer close(o.done)
 		select {
 		case text := <-named:
-			o.image, o.err = openImage(ctx, text)
+			o.image, o.err = openImage(ctx, text, warn)
 		case <-ctx.Done():
 			o.err = context.Cause(ctx)
 		}

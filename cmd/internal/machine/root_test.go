@@ -12,7 +12,7 @@ import (
 )
 
 func TestServeRootVerity(t *testing.T) {
-	image, err := openFake(t.Context(), nil)
+	image, err := openFake(t.Context(), nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

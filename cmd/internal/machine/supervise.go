@@ -135,7 +135,7 @@ func (r *run) machine(ctx context.Context, detach context.CancelCauseFunc, named
 	if err != nil {
 		return err
 	}
-	image := open(ctx, r.s.Open, named)
+	image := open(ctx, r.s.Open, named, func(text string) { slog.New(r.log).Warn(text) })
 	defer image.close()
 	root := Block
 	if r.config.Image != nil {

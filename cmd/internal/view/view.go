@@ -51,6 +51,8 @@ type Options struct {
 
 	Record *Record // nil: what is read makes no profile
 
+	Warn func(string) // is told what the user should know; may be nil
+
 	// IOTimeout is how long the daemon may take for bytes that are missing; 0: a minute.
 	IOTimeout time.Duration
 
@@ -65,20 +67,7 @@ type Options struct {
 // sampled is how many blocks of a sealed image are compared with its Merkle root when it is opened.
 const sampled = 16
 
-// damaged is an error about files that fsck can mend.
-type damaged struct {
-	error
-	ref string
-}
-
-func (e damaged) Unwrap() error { return e.error }
-
-// Hint is what to do about it.
-func (e damaged) Hint() string {
-	return "`pexfs fsck " + e.ref + "` finds what is damaged and fetches it again"
-}
-
-// Attach opens an image that the daemon has opened, and holds a lease on it until Close.
+// Attach opens an image that the daemon has opened, and holds a lease on it until Close. What a look at it finds damaged is healed first.
 func Attach(ctx context.Context, c *daemon.Client, o *daemon.Opened, opt Options) (*Image, error) {
 	im := &Image{c: c, who: opt.Who, fill: opt.Fill, wait: opt.IOTimeout, key: o.Key, ensure: opt.Ensure}
 	if im.ensure == nil {
@@ -93,13 +82,10 @@ func Attach(ctx context.Context, c *daemon.Client, o *daemon.Opened, opt Options
 	}
 	lctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	im.cancel = cancel
-	if err := im.open(o.Dir, opt.Proven); err != nil {
+	if err := im.openSound(ctx, o, opt); err != nil {
 		cancel()
 		if lease != nil {
 			lease.Close()
-		}
-		if errors.Is(err, store.ErrDamaged) {
-			err = damaged{err, o.Ref}
 		}
 		return nil, err
 	}
