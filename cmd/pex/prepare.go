@@ -10,6 +10,7 @@ import (
 
 	"github.com/pexfs/pex/cmd/internal/daemon"
 	"github.com/pexfs/pex/cmd/internal/machine"
+	"github.com/pexfs/pex/lazy/store"
 )
 
 // early is a machine that is started before its image has been opened.
@@ -35,6 +36,9 @@ func (r *oneRun) early() (early, bool) {
 // given says so.
 func (r *oneRun) prepare(ctx context.Context) (image *openedImage, set *bootSet, m *machine.Attachment, given bool, err error) {
 	f := r.flags
+	if _, err := store.Open(f.image.CacheDir); err != nil { // before anything is put into a folder of another version
+		return nil, nil, nil, false, err
+	}
 	e, ok := r.early()
 	root := f.root
 	if ok {

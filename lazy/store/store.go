@@ -40,12 +40,8 @@ import (
 // Version is what the folder's version file must say.
 const Version = "pex cache 1"
 
-var (
-	// ErrLocked is wrapped where another process holds the folder.
-	ErrLocked = errors.New("cache folder is in use")
-	// ErrNotCached is wrapped where the folder does not hold what was asked for.
-	ErrNotCached = errors.New("not in the cache")
-)
+// ErrNotCached is wrapped where the folder does not hold what was asked for.
+var ErrNotCached = errors.New("not in the cache")
 
 // Store is an open cache folder. Its methods may be called concurrently.
 type Store struct {
@@ -82,7 +78,7 @@ func Open(dir string) (*Store, error) {
 	case err != nil:
 		return nil, fmt.Errorf("reading cache folder's version: %w", err)
 	case strings.TrimSpace(string(b)) != Version:
-		return nil, fmt.Errorf("cache folder %s is of version %.40q, this program writes %q: name another folder or remove it", abs, strings.TrimSpace(string(b)), Version)
+		return nil, versionError{abs, strings.TrimSpace(string(b))}
 	}
 	for _, d := range []string{"blobs", "refs", "records", "layers", "images", "tmp"} {
 		if err := os.MkdirAll(filepath.Join(abs, d), 0o700); err != nil {
@@ -107,11 +103,13 @@ func (s *Store) Lock() error {
 		return fmt.Errorf("locking cache folder: %w", err)
 	}
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		b := make([]byte, 20)
-		n, _ := f.Read(b)
-		f.Close()
+		defer f.Close()
 		if errors.Is(err, syscall.EWOULDBLOCK) {
-			return fmt.Errorf("%w: %s is held by process %s", ErrLocked, s.dir, strings.TrimSpace(string(b[:n])))
+			by, err := readHolder(f)
+			if err != nil {
+				return err
+			}
+			return heldError{s.dir, by}
 		}
 		return fmt.Errorf("locking cache folder: %w", err)
 	}

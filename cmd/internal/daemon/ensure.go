@@ -214,7 +214,11 @@ func (c *Client) settled(ctx context.Context, st *store.Store) (answers bool, er
 		}
 		select {
 		case <-ctx.Done():
-			return false, fmt.Errorf("starting the daemon: process %s holds the folder: %w", c.holder(), context.Cause(ctx))
+			by, err := st.Holder()
+			if err != nil {
+				return false, err
+			}
+			return false, fmt.Errorf("starting the daemon: the folder is held by %s: %w", by, context.Cause(ctx))
 		case <-time.After(10 * time.Millisecond):
 		}
 	}

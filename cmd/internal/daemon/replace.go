@@ -121,13 +121,21 @@ func (c *Client) awaitUsers(ctx context.Context, want map[string]bool) {
 
 // lock makes this process the folder's daemon; to replace another it asks that one to end, and whoever comes before this one.
 func (cf Config) lock(ctx context.Context, st *store.Store) error {
-	err := st.Lock()
-	if !cf.Replace || !errors.Is(err, store.ErrLocked) {
-		return err
+	held := st.Lock()
+	if !errors.Is(held, store.ErrLocked) {
+		return held
 	}
 	c, err := NewClient(st.Dir())
 	if err != nil {
 		return err
+	}
+	if !cf.Replace {
+		pctx, cancel := context.WithTimeout(ctx, time.Second)
+		defer cancel()
+		if p, err := c.Ping(pctx); err == nil {
+			held = fmt.Errorf("%w, version %s", held, p.Version)
+		}
+		return held
 	}
 	ctx, cancel := context.WithTimeout(ctx, endTime)
 	defer cancel()
