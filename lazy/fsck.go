@@ -47,7 +47,7 @@ func (c *Cache) Fsck(ctx context.Context, k store.Key, repo func(store.Info) (Re
 	if err != nil || !heal || rep.None() {
 		return rep, err
 	}
-	if rep.Files != "" || len(l.blocks) > 0 {
+	if rep.Files != "" || len(l.blocks) > 0 || l.root {
 		err = c.change(ctx, k, func(now *Image) error {
 			switch {
 			case now != im: // another one has changed it meanwhile
@@ -117,9 +117,17 @@ func (c *Cache) fsck(ctx context.Context, im *Image, repo func(store.Info) (Repo
 	case len(d.Blocks) == 0 && !d.Root:
 		return loss{}, im.file.Rebuild(ctx, false)
 	}
+	// of an image that isn't sealed each block is vouched for by its leaf, whatever the root: it gets another when it is sealed
+	forget := d.Root && im.file.State() != store.Sealed
+	if forget && len(d.Blocks) == 0 {
+		return loss{root: true}, nil
+	}
 	from, err := repo(im.file.Info)
 	if err != nil {
 		return loss{}, err
 	}
-	return c.heal(ctx, im, p, d, from, tell)
+	d.Root = d.Root && !forget
+	l, err := c.heal(ctx, im, p, d, from, tell)
+	l.root = l.root || forget
+	return l, err
 }

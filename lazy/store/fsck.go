@@ -17,7 +17,8 @@ type Damage struct {
 	// Tree and Map say that the Merkle file, or the map of a sealed image, is damaged. If no block is, Rebuild makes both anew.
 	Tree, Map bool
 	// Root says that the data and the Merkle file of a sealed image agree, and not with the root that is recorded: one or the other is
-	// wrong, and nothing here vouches for either.
+	// wrong, and nothing here vouches for either. Of an image that has a root but lost blocks since, it says that its Merkle file is whole and has
+	// another root: the image could never be sealed again.
 	Root bool
 }
 
@@ -92,12 +93,14 @@ func (im *Image) Fsck(ctx context.Context, progress func(int64)) (Damage, error)
 			progress(first * BlockSize)
 		}
 	}
-	if !sealed {
-		return d, nil
-	}
 	var root [hashSize]byte
 	if b, err := hex.DecodeString(im.Root()); err == nil {
 		copy(root[:], b)
+	}
+	if !sealed {
+		top := sha256.Sum256(im.tree.mem[BlockSize : 2*BlockSize])
+		d.Root = im.Root() != "" && top != root && len(im.tree.verify(top)) == 0
+		return d, nil
 	}
 	made := fresh.root()
 	bad := im.tree.verify(root)

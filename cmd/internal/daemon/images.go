@@ -262,7 +262,7 @@ func (s *server) fsck(w http.ResponseWriter, r *http.Request) {
 	}
 	if err == nil && rep.Healed && rep.Files == "" {
 		var im *lazy.Image
-		if im, err = s.cache.Image(r.Context(), key); err == nil {
+		if im, err = s.fetchable(r.Context(), key); err == nil {
 			s.fill(im)
 		}
 	}
