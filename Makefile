@@ -6,7 +6,7 @@ BIN     := $(BUILD)/bin
 KERNEL  := $(BUILD)/cache/kernels/default
 FUZZTIME ?= 10s
 # what tests and demo use beside Go: a VMM, FUSE's helper, and judges nobody here wrote
-PACKAGES := qemu-system-x86 qemu-system-data fuse3 erofs-utils mmdebstrap umoci skopeo docker-registry cryptsetup-bin ca-certificates procps curl
+PACKAGES := qemu-system-x86 qemu-system-data fuse3 erofs-utils mmdebstrap umoci skopeo docker-registry cryptsetup-bin ca-certificates procps curl e2fsprogs mount
 
 export PATH := $(BIN):$(PATH)
 export PEX_BUILD := $(BUILD)
@@ -54,7 +54,7 @@ fuzz: deps
 
 # What the project is for, measured against what else does it, as root: make bench IMAGES=DIR BENCH='-only cold -runs 11' (see e2e/bench)
 bench: build image
-	@$(MAKE) --no-print-directory deps PACKAGES="$(PACKAGES) containerd iproute2 e2fsprogs"
+	@$(MAKE) --no-print-directory deps PACKAGES="$(PACKAGES) containerd iproute2"
 	$(GO) build -C e2e/bench/stargz -trimpath -o $(BUILD)/bench/bin/ .
 	$(GO) build -trimpath -o $(BUILD)/bench/bin/ ./e2e/bench
 	@$(BUILD)/bench/bin/bench $(if $(IMAGES),-images $(IMAGES)) $(BENCH)
