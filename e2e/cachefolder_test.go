@@ -48,3 +48,21 @@ func TestSecondDaemon(t *testing.T) {
 	}
 	l.do("pexfs", "ls")
 }
+
+// TestCacheSizeUnreadable has the environment bound the cache by what is no size: whoever would start a daemon says so.
+func TestCacheSizeUnreadable(t *testing.T) {
+	l := newLab(t)
+	l.env = []string{"PEX_CACHE_SIZE=much"}
+	for _, args := range [][]string{{"ls"}, {"daemon"}, {"daemon", "restart"}} {
+		l.fails(1, []string{`PEX_CACHE_SIZE="much"`}, "pexfs", args...)
+	}
+}
+
+// TestMachineOnFullDisk has no room for what machines boot: the error says what it is and how much it takes.
+func TestMachineOnFullDisk(t *testing.T) {
+	l := newLab(t)
+	l.cache = filepath.Join(smallDisk(t, "2m"), "cache")
+	image := fixtureImage(t, formStargz)
+	l.mount("--no-fill", image) // that much there is room for
+	l.fails(125, []string{l.cache, "which takes ", " bytes: ", "no space left on device"}, "pex", "run", "--no-fill", image, "true")
+}

@@ -190,9 +190,19 @@ func Cached(dir string, s Spec) (path, key string, err error) {
 		err = os.Rename(f.Name(), path)
 	}
 	if err != nil {
-		return "", "", fmt.Errorf("making boot archive: %w", err)
+		var n counter
+		_ = l.write(&n) // what it would take
+		return "", "", fmt.Errorf("making boot archive, which takes %d bytes: %w", n, err)
 	}
 	return path, key, nil
+}
+
+// counter is a Writer that counts bytes.
+type counter int64
+
+func (c *counter) Write(p []byte) (int, error) {
+	*c += counter(len(p))
+	return len(p), nil
 }
 
 func (l loaded) write(w io.Writer) error {

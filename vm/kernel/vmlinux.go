@@ -60,7 +60,7 @@ func Vmlinux(path, dir string) (string, error) {
 		return "", fmt.Errorf("unpacking kernel %s: %w", path, err)
 	}
 	if err := writeFile(out, vmlinux); err != nil {
-		return "", fmt.Errorf("unpacking kernel %s: %w", path, err)
+		return "", fmt.Errorf("unpacking kernel %s, which takes %d bytes: %w", path, len(vmlinux), err)
 	}
 	return out, nil
 }

@@ -65,6 +65,10 @@ func Hint(err error) string {
 		return h.Hint()
 	case errors.Is(err, fusefs.ErrNoFUSE):
 		return fusefs.Hint
+	case errors.Is(err, syscall.EROFS):
+		return "a cache folder that can be written to is named with --cache-dir or $PEX_CACHE_DIR; what is mounted can still be read"
+	case errors.Is(err, syscall.ENOSPC):
+		return "make room on that disk: `pexfs du` shows what the cache takes there, and `pexfs gc --all` removes what nobody uses"
 	case errors.Is(err, syscall.ENOTCONN):
 		return "nobody serves what is mounted there: `pexfs umount DIR` ends it"
 	case errors.Is(err, syscall.EBUSY):

@@ -43,12 +43,8 @@ func cacheSize(st *store.Store, flag string) (int64, error) {
 		}
 		return n, nil
 	}
-	if env := os.Getenv(sizeEnv); env != "" {
-		n, err := parseSize(env)
-		if err != nil {
-			return 0, fmt.Errorf("reading %s=%q: %w", sizeEnv, env, err)
-		}
-		return n, nil
+	if n, set, err := envSize(); set {
+		return n, err
 	}
 	var kept settings
 	b, err := os.ReadFile(settingsFile(st.Dir()))
@@ -65,6 +61,18 @@ func cacheSize(st *store.Store, flag string) (int64, error) {
 		return 0, nil
 	}
 	return kept.CacheSize, nil
+}
+
+// envSize is what the environment says. Who starts a daemon looks first, to say what is wrong rather than have it logged.
+func envSize() (n int64, set bool, err error) {
+	env := os.Getenv(sizeEnv)
+	if env == "" {
+		return 0, false, nil
+	}
+	if n, err = parseSize(env); err != nil {
+		err = fmt.Errorf("reading %s=%q: %w", sizeEnv, env, err)
+	}
+	return n, true, err
 }
 
 func parseSize(text string) (int64, error) {

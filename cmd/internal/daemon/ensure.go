@@ -261,6 +261,9 @@ type starting struct {
 }
 
 func start(st *store.Store, args ...string) (*starting, error) {
+	if _, _, err := envSize(); err != nil {
+		return nil, fmt.Errorf("starting the daemon: %w", err)
+	}
 	exe, err := os.Executable()
 	if err != nil {
 		return nil, fmt.Errorf("starting the daemon: %w", err)
