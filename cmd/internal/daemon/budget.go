@@ -97,27 +97,35 @@ const handOver = 10 * time.Second
 
 // claim is lazy.Options.Claim.
 func (s *server) claim(key store.Key) (done func(), ok bool) {
+	if s.removal(key) != nil {
+		return nil, false
+	}
 	s.mu.Lock()
-	opened := time.Since(s.opened[key]) < handOver
-	s.mu.Unlock()
-	if opened || s.removal(key) != nil {
+	defer s.mu.Unlock()
+	if time.Since(s.opened[key]) < handOver { // from removal on nobody hands it over
+		s.removalOver(key)
 		return nil, false
 	}
 	return func() {
 		s.mu.Lock()
-		delete(s.removing, key)
+		defer s.mu.Unlock()
+		s.removalOver(key)
 		delete(s.opened, key)
-		s.mu.Unlock()
 	}, true
 }
 
-// handedOver says that an image was opened, or that whoever opened it has a lease.
-func (s *server) handedOver(key store.Key, leased bool) {
+// handedOver says that an image was opened, or that whoever opened it has a lease. One that is being removed can't be handed over: removed,
+// which is nil otherwise, is closed when that is over.
+func (s *server) handedOver(key store.Key, leased bool) (removed <-chan struct{}) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if leased {
+	switch {
+	case leased:
 		delete(s.opened, key)
-		return
+	case s.removing[key] != nil:
+		return s.removing[key]
+	default:
+		s.opened[key] = time.Now()
 	}
-	s.opened[key] = time.Now()
+	return nil
 }

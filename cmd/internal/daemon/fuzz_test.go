@@ -106,7 +106,7 @@ func newServer(t testing.TB, dir string) *server {
 	log := slog.New(slog.DiscardHandler)
 	s := &server{
 		st: st, log: log, started: time.Now(), ctx: ctx, stop: cancel,
-		leases: make(map[store.Key]map[*lease]bool), removing: make(map[store.Key]bool), opening: make(map[*Opening]bool), opened: make(map[store.Key]time.Time), idle: time.Now(),
+		leases: make(map[store.Key]map[*lease]bool), removing: make(map[store.Key]chan struct{}), opening: make(map[*Opening]bool), opened: make(map[store.Key]time.Time), idle: time.Now(),
 	}
 	s.cache = lazy.NewCache(st, lazy.Options{Log: log, Claim: s.claim})
 	s.measure(nowhere{}, "test")

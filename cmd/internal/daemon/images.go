@@ -150,7 +150,7 @@ func (s *server) dropLease(key store.Key, l *lease) {
 func (s *server) addLease(key store.Key, l *lease) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.removing[key] {
+	if s.removing[key] != nil {
 		return false
 	}
 	if s.leases[key] == nil {
@@ -293,7 +293,7 @@ func (s *server) remove(w http.ResponseWriter, r *http.Request) {
 			}
 		}
 		s.mu.Lock()
-		delete(s.removing, key)
+		s.removalOver(key)
 		s.mu.Unlock()
 	}
 	if err != nil {
@@ -328,9 +328,15 @@ func (s *server) removal(key store.Key) error {
 	for l := range s.leases[key] {
 		return fmt.Errorf("image %.12s is %w: %s", key, errBusy, l.who)
 	}
-	if s.removing[key] {
+	if s.removing[key] != nil {
 		return fmt.Errorf("%w: image %.12s is being removed", store.ErrNotCached, key)
 	}
-	s.removing[key] = true
+	s.removing[key] = make(chan struct{})
 	return nil
+}
+
+// removalOver ends what removal began, whether the image is gone or not, and tells those who wait for it. s.mu is held.
+func (s *server) removalOver(key store.Key) {
+	close(s.removing[key])
+	delete(s.removing, key)
 }

@@ -84,14 +84,7 @@ func (s *server) openImage(ctx context.Context, req OpenRequest, out *lines) (*O
 		}
 	}
 	opt := lazy.OpenOptions{Cold: cold, Platform: p, Strict: req.Strict, Verify: req.Verify, Offline: req.Offline, Pull: req.Pull, Insecure: req.Insecure, HostsDirs: req.HostsDirs, MaxSize: req.MaxSize, MaxEntries: req.MaxEntries, Progress: progress}
-	o, err := s.cache.Open(ctx, name, repo, opt)
-	if err == nil {
-		key := o.Image.Info().Key
-		s.handedOver(key, false)
-		if s.cache.Loaded(key) != o.Image { // it was evicted before anybody knew of it
-			o, err = s.cache.Open(ctx, name, repo, opt)
-		}
-	}
+	o, err := s.openToStay(ctx, func() (*lazy.Opened, error) { return s.cache.Open(ctx, name, repo, opt) })
 	if made { // what that took is of no more use, and a filler needs little
 		s.work.Go(debug.FreeOSMemory)
 	}
@@ -104,4 +97,27 @@ func (s *server) openImage(ctx context.Context, req OpenRequest, out *lines) (*O
 		s.fill(o.Image)
 	}
 	return &Opened{Key: o.Image.Info().Key, Ref: name.String(), Manifest: o.Manifest, Config: o.Config, Dir: o.Image.Dir(), State: o.Image.State()}, nil
+}
+
+// openToStay opens an image until it has one that is neither gone nor being removed, and is kept for a lease to come.
+func (s *server) openToStay(ctx context.Context, open func() (*lazy.Opened, error)) (*lazy.Opened, error) {
+	for {
+		o, err := open()
+		if err != nil {
+			return nil, err
+		}
+		key := o.Image.Info().Key
+		removed := s.handedOver(key, false)
+		if removed == nil && s.cache.Loaded(key) == o.Image {
+			return o, nil
+		}
+		if removed == nil { // it was removed before anybody knew of it
+			continue
+		}
+		select {
+		case <-removed:
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	}
 }

@@ -67,7 +67,7 @@ type server struct {
 
 	mu       sync.Mutex // guards what follows
 	leases   map[store.Key]map[*lease]bool
-	removing map[store.Key]bool // nobody gets a lease
+	removing map[store.Key]chan struct{} // nobody gets a lease; closed when the removal is over
 	refills  map[store.Key]*time.Timer
 	opened   map[store.Key]time.Time // images that nobody has leased since
 	opening  map[*Opening]bool
@@ -123,7 +123,7 @@ func Run(ctx context.Context, c Config) error {
 	defer cancel()
 	s := &server{
 		st: st, log: c.Log, started: time.Now(), version: c.Version, activated: len(c.Sockets) > 0, stalls: tellStalls(c.Log), keyring: keys, confined: held, ctx: ctx, stop: cancel,
-		leases: make(map[store.Key]map[*lease]bool), removing: make(map[store.Key]bool), opening: make(map[*Opening]bool), opened: make(map[store.Key]time.Time), idle: time.Now(),
+		leases: make(map[store.Key]map[*lease]bool), removing: make(map[store.Key]chan struct{}), opening: make(map[*Opening]bool), opened: make(map[store.Key]time.Time), idle: time.Now(),
 	}
 	s.cache = lazy.NewCache(st, lazy.Options{Log: c.Log, Size: bound, Claim: s.claim})
 	s.measure(registry.NewTransport(), c.Version)

@@ -22,14 +22,17 @@ import (
 func testServer(t *testing.T) (*server, *Opened) {
 	t.Helper()
 	s := newServer(t, filepath.Join(t.TempDir(), "cache"))
-	t.Cleanup(func() {
-		s.stop()
-		s.end()
-		if err := errors.Join(s.cache.Close(), s.st.Close()); err != nil {
-			t.Error(err)
-		}
-	})
+	t.Cleanup(func() { closeServer(t, s) })
 	return s, testImage(t, s, writeLayout(t))
+}
+
+func closeServer(t *testing.T, s *server) {
+	t.Helper()
+	s.stop()
+	s.end()
+	if err := errors.Join(s.cache.Close(), s.st.Close()); err != nil {
+		t.Error(err)
+	}
 }
 
 func testImage(t *testing.T, s *server, layout string) *Opened {
