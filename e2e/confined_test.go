@@ -175,6 +175,11 @@ func TestBecoming(t *testing.T) {
 			if _, kernel := l.daemonStatus(); kernel["Uid"] != "65534\t65534\t65534\t65534" || kernel["CapEff"] != "0000000000000000" {
 				t.Errorf("user %s, capabilities %s", kernel["Uid"], kernel["CapEff"])
 			}
+			// its folder is the user's now, and the next one becomes that user, too
+			l.do("pexfs", "daemon", "restart")
+			if st, kernel := l.daemonStatus(); st.PID == f.cmd.Process.Pid || kernel["Uid"] != "65534\t65534\t65534\t65534" {
+				t.Errorf("process %d becomes process %d of user %s", f.cmd.Process.Pid, st.PID, kernel["Uid"])
+			}
 		})
 	}
 }

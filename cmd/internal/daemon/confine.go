@@ -42,22 +42,23 @@ func becoming(c Config) (*confine.User, error) {
 // take opens and locks the cache folder for a daemon that becomes u, if u isn't nil: as u what is u's already, else as root, and then it is
 // given to u.
 func (c Config) take(ctx context.Context, u *confine.User) (st *store.Store, err error) {
-	open := func() error {
-		if st, err = store.Open(c.CacheDir); err != nil {
+	open := func(as func(func() error) error) error {
+		if err := as(func() error { st, err = store.Open(c.CacheDir); return err }); err != nil {
 			return err
 		}
-		return c.lock(ctx, st)
+		return c.lock(ctx, st, as)
 	}
+	asSelf := func(f func() error) error { return f() }
 	if u == nil {
-		err = open()
+		err = open(asSelf)
 		return st, err
 	}
 	of, err := confine.Owner(c.CacheDir)
 	switch {
 	case err == nil && of.UID == u.UID:
-		err = u.Do(open)
+		err = open(u.Do)
 	case err == nil || errors.Is(err, fs.ErrNotExist):
-		if err = open(); err == nil {
+		if err = open(asSelf); err == nil {
 			err = u.Give(st.Dir())
 		}
 	}

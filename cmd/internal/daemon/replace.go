@@ -119,9 +119,10 @@ func (c *Client) awaitUsers(ctx context.Context, want map[string]bool) {
 	}
 }
 
-// lock makes this process the folder's daemon; to replace another it asks that one to end, and whoever comes before this one.
-func (cf Config) lock(ctx context.Context, st *store.Store) error {
-	held := st.Lock()
+// lock makes this process the folder's daemon; to replace another it asks that one to end, and whoever comes before this one. What it does
+// in the folder it does through as, but it asks as who this process is: whose socket it is goes by that.
+func (cf Config) lock(ctx context.Context, st *store.Store, as func(func() error) error) error {
+	held := as(st.Lock)
 	if !errors.Is(held, store.ErrLocked) {
 		return held
 	}
@@ -148,7 +149,7 @@ func (cf Config) lock(ctx context.Context, st *store.Store) error {
 			cf.Log.Info("the daemon is asked to end", "pid", c.holder(), "err", err)
 			asked = time.Now()
 		}
-		if err := st.Lock(); !errors.Is(err, store.ErrLocked) || ctx.Err() != nil {
+		if err := as(st.Lock); !errors.Is(err, store.ErrLocked) || ctx.Err() != nil {
 			return err
 		}
 		time.Sleep(time.Millisecond) // sooner than one who starts another
