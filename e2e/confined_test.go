@@ -155,6 +155,13 @@ func TestBecoming(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
+			if args == nil { // what a command starts in a folder where nothing is leaves nothing of root's
+				l.do("pexfs", "daemon", "restart")
+				l.do("pexfs", "daemon", "stop")
+				if out, err := exec.Command("find", l.cache, "!", "-user", "65534").CombinedOutput(); err != nil || len(out) > 0 {
+					t.Errorf("not the owner's: %s, %v", out, err)
+				}
+			}
 			f := l.foreground(args...)
 			f.logged("daemon serves")
 			mine, theirs := filepath.Join(t.TempDir(), "image"), filepath.Join(top, "image")

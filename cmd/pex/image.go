@@ -134,7 +134,7 @@ func cached(name string, o cli.OpenOptions) (imageSpec, bool) {
 	if err != nil {
 		return imageSpec{}, false
 	}
-	st, err := store.Open(o.CacheDir)
+	st, err := daemon.OpenStore(o.CacheDir)
 	if err != nil {
 		return imageSpec{}, false
 	}

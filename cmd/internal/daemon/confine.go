@@ -17,22 +17,13 @@ import (
 // becoming is who a daemon becomes that root has started: who it is told to, else whose the cache folder is. So root doesn't write where
 // another user may put links. nil: it stays who it is.
 func becoming(c Config) (*confine.User, error) {
+	if c.User == "" {
+		return other(c.CacheDir)
+	}
 	if os.Geteuid() != 0 {
-		if c.User != "" {
-			return nil, errors.New("--user: only root may have the daemon become another user")
-		}
-		return nil, nil
+		return nil, errors.New("--user: only root may have the daemon become another user")
 	}
-	var u *confine.User
-	var err error
-	if c.User != "" {
-		u, err = confine.Lookup(c.User)
-	} else {
-		u, err = confine.Owner(c.CacheDir)
-	}
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil // it will be root's
-	}
+	u, err := confine.Lookup(c.User)
 	if err != nil || u.UID == 0 {
 		return nil, err
 	}
@@ -63,7 +54,7 @@ func (c Config) take(ctx context.Context, u *confine.User) (st *store.Store, err
 		}
 	}
 	if errors.Is(err, fs.ErrPermission) {
-		err = &Error{Text: err.Error(), Hint: fmt.Sprintf("name a cache folder that user %s can get to: --cache-dir", u.Name)}
+		err = unreachable(err, u)
 	}
 	return st, err
 }

@@ -10,7 +10,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"syscall"
 	"time"
 
@@ -81,15 +80,6 @@ func (c *Client) Ping(ctx context.Context) (p Pong, err error) {
 		err = hungError{c.holder()}
 	}
 	return p, err
-}
-
-// holder is the process that holds the cache folder.
-func (c *Client) holder() string {
-	b, err := os.ReadFile(filepath.Join(c.dir, "lock"))
-	if err != nil || len(b) > 20 {
-		return "unknown"
-	}
-	return strings.TrimSpace(string(b))
 }
 
 // answers is nil if a daemon is there with whom this program gets on.
@@ -165,7 +155,7 @@ func (c *Client) Ensure(ctx context.Context) error {
 		return err
 	}
 	// this also finds what is wrong with the folder, and says it to the user rather than to a log
-	st, err := store.Open(c.dir)
+	st, err := OpenStore(c.dir)
 	if err != nil {
 		return err
 	}
@@ -209,7 +199,7 @@ func (c *Client) settled(ctx context.Context, st *store.Store) (answers bool, er
 		if err := c.answers(ctx); !errors.Is(err, ErrGone) {
 			return true, err
 		}
-		if held, err := st.Locked(); err != nil || !held {
+		if held, err := locked(st); err != nil || !held {
 			return false, err
 		}
 		select {
@@ -227,7 +217,7 @@ func (c *Client) settled(ctx context.Context, st *store.Store) (answers bool, er
 // turn waits until it is this process's turn to start a daemon: of many that want to, one does. done ends it, and is nil where another has
 // started one.
 func (c *Client) turn(ctx context.Context, st *store.Store) (done func(), err error) {
-	f, err := os.OpenFile(filepath.Join(st.Dir(), "start"), os.O_RDWR|os.O_CREATE, 0o600)
+	f, err := openOwn(filepath.Join(st.Dir(), "start"), os.O_RDWR)
 	if err != nil {
 		return nil, fmt.Errorf("starting the daemon: %w", err)
 	}

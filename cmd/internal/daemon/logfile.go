@@ -33,7 +33,7 @@ type logFile struct {
 func OpenLog(cacheDir, name string) (*os.File, error) {
 	path := filepath.Join(cacheDir, name)
 	if st, err := os.Lstat(path); err == nil && st.Size() > logMost {
-		if err := os.Rename(path, path+".old"); err != nil {
+		if err := asOwner(cacheDir, func() error { return os.Rename(path, path+".old") }); err != nil {
 			return nil, fmt.Errorf("putting a log aside: %w", err)
 		}
 	}
@@ -41,7 +41,7 @@ func OpenLog(cacheDir, name string) (*os.File, error) {
 }
 
 func openAppend(name string) (*os.File, error) {
-	return os.OpenFile(name, os.O_CREATE|os.O_WRONLY|os.O_APPEND|unix.O_NOFOLLOW, 0o600)
+	return openOwn(name, os.O_WRONLY|os.O_APPEND)
 }
 
 // openLog opens a log file and makes the descriptors fds it.

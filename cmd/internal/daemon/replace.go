@@ -24,7 +24,7 @@ func (c *Client) askStop(ctx context.Context) error {
 
 // Stop ends the daemon and waits until it has let go of the folder. Another one may have it then.
 func (c *Client) Stop(ctx context.Context) error {
-	st, err := store.Open(c.dir)
+	st, err := OpenStore(c.dir)
 	if err != nil {
 		return err
 	}
@@ -37,7 +37,7 @@ func (c *Client) Stop(ctx context.Context) error {
 		return err
 	}
 	for {
-		held, err := st.Locked()
+		held, err := locked(st)
 		if err != nil || !held || c.holder() != pid {
 			return err
 		}
@@ -66,7 +66,7 @@ func (c *Client) Restart(ctx context.Context) (old, now Pong, err error) {
 		}
 		return old, now, err
 	}
-	st, err := store.Open(c.dir)
+	st, err := OpenStore(c.dir)
 	if err != nil {
 		return old, now, err
 	}
