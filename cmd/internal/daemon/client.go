@@ -232,15 +232,25 @@ func (c *Client) Why(ctx context.Context, k store.Key) (*metrics.Why, error) {
 	return w, json.NewDecoder(resp.Body).Decode(w)
 }
 
-// Remove takes an image out of the cache, and forgets references.
+// Remove takes an image out of the cache, and forgets references. Where a daemon ends before it has answered, and the next one hasn't got the
+// image, it is taken out.
 func (c *Client) Remove(ctx context.Context, k store.Key, refs ...string) error {
 	ctx, stop := c.attend(ctx)
 	defer stop()
-	resp, err := c.do(ctx, http.MethodDelete, imagePath(k, "?"+url.Values{"ref": refs}.Encode()), nil)
-	if err != nil {
-		return err
-	}
-	return resp.Body.Close()
+	begun := false // a daemon may have heard of it before
+	return c.persist(ctx, func() error {
+		resp, err := c.ask(ctx, http.MethodDelete, imagePath(k, "?"+url.Values{"ref": refs}.Encode()), nil)
+		var e *Error
+		if begun && errors.As(err, &e) && e.Code == CodeNotCached {
+			return nil
+		}
+		var op *net.OpError
+		begun = begun || errors.Is(err, ErrGone) && !(errors.As(err, &op) && op.Op == "dial")
+		if err != nil {
+			return err
+		}
+		return resp.Body.Close()
+	})
 }
 
 // Status asks what the daemon does and has.
