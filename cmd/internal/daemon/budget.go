@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"time"
@@ -27,18 +28,14 @@ type settings struct {
 func settingsFile(cacheDir string) string { return filepath.Join(cacheDir, "config.json") }
 
 // cacheSize gives the bound of a cache in bytes, 0 for autoSize: what the flag says, which is kept for the next daemon; else what the
-// environment says; else what was kept.
-func cacheSize(st *store.Store, flag string) (int64, error) {
+// environment says; else what was kept. What was kept and can't be read is logged.
+func cacheSize(st *store.Store, flag string, log *slog.Logger) (int64, error) {
 	if flag != "" {
 		n, err := parseSize(flag)
 		if err != nil {
 			return 0, fmt.Errorf("reading --cache-size %q: %w", flag, err)
 		}
-		b, err := json.Marshal(settings{n})
-		if err == nil {
-			err = os.WriteFile(settingsFile(st.Dir()), append(b, '\n'), 0o600)
-		}
-		if err != nil {
+		if err := keepSettings(st, settings{n}); err != nil {
 			return 0, fmt.Errorf("keeping the cache's size: %w", err)
 		}
 		return n, nil
@@ -58,6 +55,7 @@ func cacheSize(st *store.Store, flag string) (int64, error) {
 		err = errors.New("a negative size")
 	}
 	if err != nil { // a guess is better than no daemon
+		log.Warn("the cache's size that was kept can't be read: a tenth of the disk is left free", "file", settingsFile(st.Dir()), "err", err)
 		return 0, nil
 	}
 	return kept.CacheSize, nil
@@ -73,6 +71,29 @@ func envSize() (n int64, set bool, err error) {
 		err = fmt.Errorf("reading %s=%q: %w", sizeEnv, env, err)
 	}
 	return n, true, err
+}
+
+// keepSettings writes the settings aside, so that they are there whole, or those before.
+func keepSettings(st *store.Store, kept settings) error {
+	b, err := json.Marshal(kept)
+	if err != nil {
+		return err
+	}
+	f, err := os.CreateTemp(filepath.Join(st.Dir(), "tmp"), "config-*")
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(append(b, '\n'))
+	if err == nil {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err == nil {
+		err = os.Rename(f.Name(), settingsFile(st.Dir()))
+	}
+	if err != nil {
+		os.Remove(f.Name())
+	}
+	return err
 }
 
 func parseSize(text string) (int64, error) {

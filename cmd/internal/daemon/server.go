@@ -115,7 +115,7 @@ func Run(ctx context.Context, c Config) error {
 	if os.Getenv("GOGC") == "" { // an opening makes much garbage for a moment: it is cheaper to collect than to have
 		defer debug.SetGCPercent(debug.SetGCPercent(gcPercent))
 	}
-	bound, err := cacheSize(st, c.CacheSize)
+	bound, err := cacheSize(st, c.CacheSize, c.Log)
 	if err != nil {
 		return errors.Join(err, l.Close())
 	}

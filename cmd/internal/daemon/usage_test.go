@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"encoding/json"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -102,7 +103,7 @@ func TestCacheSize(t *testing.T) {
 	for _, tt := range []struct {
 		name, flag, env, kept string
 		want                  int64
-		bad                   bool
+		bad, logged           bool
 	}{
 		{name: "nothing said"},
 		{name: "flag", flag: "20m", env: "30m", want: 20 << 20},
@@ -114,8 +115,10 @@ func TestCacheSize(t *testing.T) {
 		{name: "kept auto"},
 		{name: "too little", flag: "1k", bad: true},
 		{name: "no size", env: "much", bad: true},
-		{name: "foreign file", kept: "{{"},
-		{name: "negative", kept: `{"cacheSize":-5}`},
+		{name: "foreign file", kept: "{{", logged: true},
+		{name: "cut off", kept: `{"cacheS`, logged: true},
+		{name: "negative", kept: `{"cacheSize":-5}`, logged: true},
+		{name: "written anew", flag: "40m", want: 40 << 20},
 	} {
 		t.Setenv(sizeEnv, tt.env)
 		if tt.kept != "" {
@@ -123,8 +126,17 @@ func TestCacheSize(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if got, err := cacheSize(st, tt.flag); got != tt.want || (err != nil) != tt.bad {
-			t.Errorf("%s: %d, %v", tt.name, got, err)
+		before, _ := os.Stat(settingsFile(st.Dir()))
+		var log strings.Builder
+		got, err := cacheSize(st, tt.flag, slog.New(slog.NewTextHandler(&log, nil)))
+		if got != tt.want || (err != nil) != tt.bad || strings.Contains(log.String(), "config.json") != tt.logged {
+			t.Errorf("%s: %d, %v, logged: %s", tt.name, got, err, &log)
 		}
+		if after, err := os.Stat(settingsFile(st.Dir())); before != nil && tt.flag != "" && !tt.bad && (err != nil || os.SameFile(before, after)) {
+			t.Errorf("%s: the file is written over: %v", tt.name, err)
+		}
+	}
+	if left, err := os.ReadDir(filepath.Join(st.Dir(), "tmp")); err != nil || len(left) > 0 {
+		t.Errorf("left in tmp: %v, %v", left, err)
 	}
 }
