@@ -49,11 +49,11 @@ func newEndpoints(repo name.Repository, o Options) ([]*endpoint, error) {
 				e.ns = "docker.io"
 			}
 		}
-		at, err := name.NewRepository(h.Root.Host + "/" + repo.RepositoryStr())
+		at, err := name.NewRegistry(h.Root.Host) // a reference's first part would be one of Docker Hub's without a dot
 		if err != nil {
 			return nil, fmt.Errorf("asking %s: %w", h.Root.Host, err)
 		}
-		e.session = newSession(at, h, auth, o)
+		e.session = newSession(at.Repo(repo.RepositoryStr()), h, auth, o)
 		all = append(all, e)
 	}
 	return all, nil

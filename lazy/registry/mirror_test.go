@@ -356,3 +356,22 @@ func TestProxyFromEnvironment(t *testing.T) {
 		}
 	}
 }
+
+// TestMirrorNames asks servers of any name for the repository that is meant, and for tokens for that.
+func TestMirrorNames(t *testing.T) {
+	for _, tt := range []struct{ name, host, ref, want, scope string }{
+		{name: "without a dot", host: "mirror", ref: "quay.io/team/app:1", want: "http://mirror/v2/team/app/manifests/1?ns=quay.io", scope: "repository:team/app:pull"},
+		{name: "without a dot, of the hub", host: "mirror", ref: "alpine:1", want: "http://mirror/v2/library/alpine/manifests/1?ns=docker.io", scope: "repository:library/alpine:pull"},
+		{name: "a port", host: "mirror:80", ref: "quay.io/app:1", want: "http://mirror:80/v2/app/manifests/1?ns=quay.io", scope: "repository:app:pull"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			e := openAt(t, Options{Hosts: []hosts.Host{at("http://" + tt.host)}}, tt.ref).endpoints[0]
+			if got := e.url("manifests", "1").String(); got != tt.want {
+				t.Errorf("it is asked for %s, want %s", got, tt.want)
+			}
+			if got := e.session.repo.Scope("pull"); got != tt.scope {
+				t.Errorf("the token is for %s, want %s", got, tt.scope)
+			}
+		})
+	}
+}

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/authn"
+	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/spf13/cobra"
 
 	"github.com/pexfs/pex/cmd/internal/confine"
@@ -20,7 +21,7 @@ import (
 )
 
 // A daemon that is confined runs no programs. Where the user's files name some that know credentials, it has started a process before that
-// runs them: the keyring, asked by a reference in a line of JSON on its standard input. It is needed when nobody who opens an image hands
+// runs them: the keyring, asked for a repository's in a line of JSON on its standard input. It is needed when nobody who opens an image hands
 // credentials over: when views and machines go on with a daemon that has just been started.
 type keyring struct {
 	mu      sync.Mutex // held while it is asked
@@ -31,6 +32,12 @@ type keyring struct {
 
 // keyringTime is how long a program may take to tell credentials.
 const keyringTime = 30 * time.Second
+
+// keyringQuestion is a line of what a keyring is asked. A server's name may have no dot in it, and stand in no reference then.
+type keyringQuestion struct {
+	Registry   string `json:"registry"`
+	Repository string `json:"repository"`
+}
 
 // keyringAnswer is a line of what a keyring says.
 type keyringAnswer struct {
@@ -65,9 +72,10 @@ func startKeyring() (*keyring, error) {
 
 // credentials asks for those of a reference's registry.
 func (k *keyring) credentials(ctx context.Context, r ref.Ref) (authn.AuthConfig, error) {
-	if k == nil {
+	if k == nil || r.Transport != ref.Registry {
 		return registry.Credentials(ctx, r)
 	}
+	q := keyringQuestion{Registry: r.Name.Context().RegistryStr(), Repository: r.Name.Context().RepositoryStr()}
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.dead != nil {
@@ -76,7 +84,7 @@ func (k *keyring) credentials(ctx context.Context, r ref.Ref) (authn.AuthConfig,
 	var a keyringAnswer
 	err := k.out.SetReadDeadline(time.Now().Add(keyringTime))
 	if err == nil {
-		err = json.NewEncoder(k.in).Encode(r.String())
+		err = json.NewEncoder(k.in).Encode(q)
 	}
 	if err == nil {
 		err = k.answers.Decode(&a)
@@ -112,15 +120,16 @@ func keyringCommand() *cobra.Command {
 			}
 			out := json.NewEncoder(os.Stdout)
 			for in := json.NewDecoder(os.Stdin); ; {
-				var name string
-				if err := in.Decode(&name); errors.Is(err, io.EOF) {
+				var q keyringQuestion
+				if err := in.Decode(&q); errors.Is(err, io.EOF) {
 					return nil
 				} else if err != nil {
 					return fmt.Errorf("reading what credentials are asked for: %w", err)
 				}
 				var a keyringAnswer
-				r, err := ref.Parse(name)
+				at, err := name.NewRegistry(q.Registry)
 				if err == nil {
+					r := ref.Ref{Transport: ref.Registry, Name: at.Repo(q.Repository).Tag("latest")}
 					a.Auth, err = registry.Credentials(cmd.Context(), r)
 				}
 				if err != nil {

@@ -198,11 +198,11 @@ func Hosts(ctx context.Context, r ref.Ref, dirs string) ([]hosts.Host, map[strin
 func credentials(ctx context.Context, r ref.Ref, servers []hosts.Host, find func(context.Context, ref.Ref) (authn.AuthConfig, error)) (map[string]authn.AuthConfig, error) {
 	all := make(map[string]authn.AuthConfig)
 	for _, h := range servers {
-		there, err := name.NewRepository(h.Root.Host + "/" + r.Name.Context().RepositoryStr())
+		there, err := name.NewRegistry(h.Root.Host) // a reference's first part would be one of Docker Hub's without a dot
 		if err != nil {
 			return nil, fmt.Errorf("finding credentials for %s: %w", h.Root.Host, err)
 		}
-		r.Name = there.Tag("latest") // only the repository counts
+		r.Name = there.Repo(r.Name.Context().RepositoryStr()).Tag("latest") // only the repository counts
 		a, err := find(ctx, r)
 		if err != nil {
 			return nil, err
