@@ -27,13 +27,23 @@ const accept = string(types.OCIImageIndex) + ", " + string(types.OCIManifestSche
 	string(types.DockerManifestList) + ", " + string(types.DockerManifestSchema2)
 
 // Resolve asks the registry what the reference is now: the descriptor of a manifest or an index. It takes one request,
-// whose answer is kept for Manifest.
+// whose answer is kept for Manifest. A digest vouches for itself: any server that contents are fetched from is asked for one, and
+// the next if one gives something else.
 func (r *Repo) Resolve(ctx context.Context) (v1.Descriptor, error) {
 	id := r.ref.Identifier()
 	what := "manifest " + id
+	able := resolves
+	var want v1.Hash
+	if d, ok := r.ref.(name.Digest); ok {
+		able = pulls
+		var err error
+		if want, err = v1.NewHash(d.DigestStr()); err != nil {
+			return v1.Descriptor{}, fmt.Errorf("resolving %s: %w", r.ref.Name(), err)
+		}
+	}
 	var found root
 	err := r.retry.Do(ctx, func(ctx context.Context, alive func()) error {
-		return r.each(ctx, resolves, func(e *endpoint) error {
+		return r.each(ctx, able, func(e *endpoint) error {
 			resp, err := e.get(ctx, what, "manifests", id, accept)
 			if err != nil {
 				return err
@@ -43,7 +53,13 @@ func (r *Repo) Resolve(ctx context.Context) (v1.Descriptor, error) {
 			if err != nil {
 				return err
 			}
-			desc, err := describe(body, resp.Header)
+			if want != (v1.Hash{}) {
+				err = blob.Verify(body, want)
+			}
+			var desc v1.Descriptor
+			if err == nil {
+				desc, err = describe(body, resp.Header)
+			}
 			if err != nil {
 				return &Error{What: what, URL: redact(resp.Request.URL), err: err}
 			}
@@ -54,15 +70,8 @@ func (r *Repo) Resolve(ctx context.Context) (v1.Descriptor, error) {
 	if err != nil {
 		return v1.Descriptor{}, fmt.Errorf("resolving %s: %w", r.ref.Name(), err)
 	}
-	if d, ok := r.ref.(name.Digest); ok {
-		h, err := v1.NewHash(d.DigestStr())
-		if err == nil {
-			err = blob.Verify(found.body, h)
-		}
-		if err != nil {
-			return v1.Descriptor{}, fmt.Errorf("resolving %s: %w", r.ref.Name(), err)
-		}
-		found.desc.Digest = h
+	if want != (v1.Hash{}) {
+		found.desc.Digest = want
 	}
 	r.mu.Lock()
 	r.root = found

@@ -149,6 +149,50 @@ func TestMirrorDistrusted(t *testing.T) {
 	repo.Distrust(v1.Hash{Algorithm: "sha256", Hex: strings.Repeat("0", 64)}) // unknown
 }
 
+// TestMirrorDigest resolves a digest by any server that has contents: what it gives is judged by that digest alone.
+func TestMirrorDigest(t *testing.T) {
+	for _, tt := range []struct {
+		name           string
+		pull           bool   // is all that the mirror is trusted with
+		text           string // of the mirror's manifest
+		gone           bool   // the server
+		mirror, server int    // requests for manifests, of two
+	}{
+		{name: "trusted with contents only", pull: true, text: ociManifest, gone: true, mirror: 2},
+		{name: "trusted with tags", text: ociManifest, gone: true, mirror: 2},
+		{name: "another manifest", pull: true, text: ociManifest + " ", mirror: 1, server: 2},
+		{name: "none", text: "{", mirror: 1, server: 2},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			server, mirror := newFake(t), newFake(t)
+			d := server.addManifest("v1", []byte(ociManifest))
+			mirror.manifests[d.Digest.String()] = []byte(tt.text)
+			m := at(mirror.URL)
+			m.Resolve = !tt.pull
+			repo := openAt(t, Options{Hosts: []hosts.Host{m, at(server.URL)}}, server.host()+"/app@"+d.Digest.String())
+			if tt.gone {
+				server.Close()
+			}
+			for range 2 {
+				if got, err := repo.Resolve(t.Context()); err != nil || got.Digest != d.Digest || got.Size != d.Size {
+					t.Errorf("resolved to %v, %v", got, err)
+				}
+			}
+			manifests := func(f *fake) (n int) {
+				for _, r := range f.log() {
+					if strings.Contains(r, "/manifests/") {
+						n++
+					}
+				}
+				return n
+			}
+			if m, s := manifests(mirror), manifests(server); m != tt.mirror || s != tt.server {
+				t.Errorf("the mirror was asked %d times and the server %d times, want %d and %d", m, s, tt.mirror, tt.server)
+			}
+		})
+	}
+}
+
 // TestMirrorGone holds that the error is the server's, and tells of the mirror's, too.
 func TestMirrorGone(t *testing.T) {
 	server, mirror := newFake(t), newFake(t)
