@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -113,7 +114,8 @@ func (s *source) Fetch(ctx context.Context, off, n int64) (io.ReadCloser, error)
 	return r, nil
 }
 
-// Distrust says that bytes of a blob weren't what their digests say: whoever gave them is not asked for a while, if there is another.
+// Distrust says that bytes of a blob weren't what their digests say: whoever gave them is not asked for a while, if there is another, and
+// is asked anew where the blob is, if he had sent elsewhere.
 func (r *Repo) Distrust(digest v1.Hash) {
 	r.mu.Lock()
 	var from *place
@@ -125,8 +127,12 @@ func (r *Repo) Distrust(digest v1.Hash) {
 		}
 	}
 	r.mu.Unlock()
-	if from != nil {
-		from.e.leaveOut(wrongTime)
+	if from == nil {
+		return
+	}
+	from.e.leaveOut(wrongTime)
+	if at, _ := from.known(); at != "" {
+		from.forget(at)
 	}
 }
 
@@ -153,7 +159,7 @@ func (p *place) open(ctx context.Context, what string, off, n int64) (*rangeRead
 		}
 		p.forget(at)
 	}
-	return p.fetch(ctx, what, p.home().String(), off, n)
+	return p.fetch(ctx, what, "", off, n)
 }
 
 // missing tells why the server is not to be asked for the blob, or nil.
@@ -199,16 +205,17 @@ func (p *place) renew(ctx context.Context, what string, off, n int64) (r *rangeR
 	if at, _ := p.known(); at != "" {
 		return nil, true, nil
 	}
-	r, err = p.fetch(ctx, what, p.home().String(), off, n)
+	r, err = p.fetch(ctx, what, "", off, n)
 	return r, false, err
 }
 
-func (p *place) fetch(ctx context.Context, what, at string, off, n int64) (*rangeReader, error) {
+// fetch asks for a range at a location, or at the server itself if that is "".
+func (p *place) fetch(ctx context.Context, what, location string, off, n int64) (*rangeReader, error) {
 	h := http.Header{}
 	if n < p.src.size {
 		h.Set("Range", fmt.Sprintf("bytes=%d-%d", off, off+n-1))
 	}
-	resp, err := p.e.do(ctx, http.MethodGet, what, at, h)
+	resp, err := p.e.do(ctx, http.MethodGet, what, cmp.Or(location, p.home().String()), h)
 	if err != nil {
 		return nil, err
 	}
@@ -219,7 +226,9 @@ func (p *place) fetch(ctx context.Context, what, at string, off, n int64) (*rang
 	}
 	if !p.e.session.home(resp.Request.URL) {
 		p.mu.Lock()
-		p.location, p.moved = resp.Request.URL.String(), true
+		if location == "" || p.location == location { // one that was forgotten meanwhile stays so
+			p.location, p.moved = resp.Request.URL.String(), true
+		}
 		p.mu.Unlock()
 	}
 	return r, nil

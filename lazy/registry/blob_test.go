@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -280,6 +281,68 @@ func TestRedirectToAnotherHost(t *testing.T) {
 	want := []string{"bytes=0-9", "bytes=10-19", "bytes=20-29", "bytes=20-29"}
 	if diff := cmp.Diff(want, seen); diff != "" {
 		t.Error(diff)
+	}
+}
+
+// TestDistrustedLocation has a registry send first to a host with wrong bytes, then to another: when that is told of, the registry is asked anew,
+// though a fetch from the first still goes on.
+func TestDistrustedLocation(t *testing.T) {
+	content := blobtest.Random(1000)
+	f := newFake(t)
+	d := f.addBlob(content)
+	halfway, goOn := make(chan struct{}), make(chan struct{})
+	bad := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Range") == "bytes=500-599" {
+			close(halfway)
+			<-goOn
+		}
+		http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(make([]byte, 1000)))
+	}))
+	defer bad.Close()
+	good := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(content))
+	}))
+	defer good.Close()
+	var sent atomic.Int64
+	f.before = func(w http.ResponseWriter, r *http.Request) bool {
+		if !strings.Contains(r.URL.Path, "/blobs/") {
+			return false
+		}
+		to := bad.URL
+		if sent.Add(1) > 1 {
+			to = good.URL
+		}
+		http.Redirect(w, r, to, http.StatusTemporaryRedirect)
+		return true
+	}
+	repo := open(t, f.host(), ":v1", authn.AuthConfig{})
+	src := repo.Blob(d)
+	for range 2 {
+		if b, err := read(t, src, 0, 10); err != nil || !bytes.Equal(b, make([]byte, 10)) {
+			t.Fatalf("%q, %v", b, err)
+		}
+	}
+	done := make(chan error)
+	go func() {
+		rc, err := src.Fetch(t.Context(), 500, 100)
+		if err == nil {
+			err = rc.Close()
+		}
+		done <- err
+	}()
+	<-halfway
+	repo.Distrust(d.Digest)
+	close(goOn)
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	for range 2 {
+		if b, err := read(t, src, 0, 10); err != nil || !bytes.Equal(b, content[:10]) {
+			t.Errorf("%q, %v", b, err)
+		}
+	}
+	if n := sent.Load(); n != 2 {
+		t.Errorf("the registry was asked %d times, not twice", n)
 	}
 }
 
