@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"strings"
 	"sync"
 	"time"
 
@@ -40,7 +41,7 @@ func newEndpoints(repo name.Repository, o Options) ([]*endpoint, error) {
 	}
 	var all []*endpoint
 	for _, h := range o.Hosts {
-		own := h.Root.Host == registry || hosts.Hub(h.Root.Host) && hosts.Hub(registry)
+		own := isOwn(h.Root, registry)
 		e := &endpoint{pull: h.Pull, resolve: h.Resolve}
 		auth := o.Auth
 		if !own {
@@ -57,6 +58,15 @@ func newEndpoints(repo name.Repository, o Options) ([]*endpoint, error) {
 		all = append(all, e)
 	}
 	return all, nil
+}
+
+// isOwn tells whether root is of the registry's own server, however its port is put and whatever Docker Hub is called.
+func isOwn(root *url.URL, registry string) bool {
+	if hosts.Hub(registry) {
+		host, port, _ := cutPort(root.Host)
+		return hosts.Hub(strings.ToLower(host)) && orDefault(port, root.Scheme) == "443"
+	}
+	return sameHost(root, registry)
 }
 
 // url is where the server has a manifest or blob.

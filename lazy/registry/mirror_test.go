@@ -419,3 +419,38 @@ func TestMirrorNames(t *testing.T) {
 		})
 	}
 }
+
+// TestOwnServer tells a registry's own server, which is shown the registry's credentials and no ns, from those that stand for it.
+func TestOwnServer(t *testing.T) {
+	for _, tt := range []struct {
+		root, ref string
+		want      bool
+	}{
+		{"https://r.example", "r.example/app", true},
+		{"https://r.example:443", "r.example/app", true},
+		{"https://R.example", "r.example/app", true},
+		{"https://r.example", "r.example:443/app", true},
+		{"http://r.example:80", "r.example/app", true},
+		{"https://r.example:5000", "r.example:5000/app", true},
+		{"https://r.example:5000", "r.example/app", false},
+		{"https://r.example", "r.example:5000/app", false},
+		{"http://r.example", "r.example:443/app", false},
+		{"https://m.example", "r.example/app", false},
+		{"https://registry-1.docker.io", "alpine", true},
+		{"https://registry-1.docker.io:443", "alpine", true},
+		{"https://docker.io", "alpine", true},
+		{"https://docker.io:5000", "alpine", false},
+		{"https://m.example", "alpine", false},
+		{"https://docker.io", "r.example/app", false},
+	} {
+		t.Run(tt.root+" for "+tt.ref, func(t *testing.T) {
+			h := at(tt.root)
+			repo := openAt(t, Options{Hosts: []hosts.Host{h}, Auth: authn.AuthConfig{Username: "own"}, HostAuth: map[string]authn.AuthConfig{h.Root.Host: {Username: "other"}}}, tt.ref)
+			e := repo.endpoints[0]
+			want := map[bool]string{true: "own", false: "other"}[tt.want]
+			if got := e.session.credentials().Username; got != want || (e.ns == "") != tt.want {
+				t.Errorf("it is shown the credentials of %q and ns %q", got, e.ns)
+			}
+		})
+	}
+}

@@ -420,9 +420,12 @@ func (s *session) exchange(ctx context.Context, st state, auth authn.AuthConfig)
 }
 
 // home says whether u is at the registry itself, whatever its scheme: a credential may go there.
-func (s *session) home(u *url.URL) bool {
+func (s *session) home(u *url.URL) bool { return sameHost(u, s.root.Host) }
+
+// sameHost says whether u is at a host, which has a port or not: without one, it means that of u's scheme.
+func sameHost(u *url.URL, at string) bool {
 	host, port, _ := cutPort(u.Host)
-	want, wantPort, _ := cutPort(s.root.Host)
+	want, wantPort, _ := cutPort(at)
 	if port == "" && wantPort != "" || port != "" && wantPort == "" {
 		port, wantPort = orDefault(port, u.Scheme), orDefault(wantPort, u.Scheme)
 	}
