@@ -6,7 +6,6 @@ import (
 	"log"
 	"net/http"
 	"net/http/httptest"
-	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -44,7 +43,7 @@ func TestHosts(t *testing.T) {
 		t.Fatal(err)
 	}
 	ca := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: mirror.Certificate().Raw})
-	conf := "server = \"http://" + server.Addr() + "\"\n[host.\"" + mirror.URL + "\"]\nca = \"mirror.pem\"\n"
+	conf := "server = \"http://" + server.Addr() + "\"\n[host.\"" + mirror.URL + "\"]\nca = \"mirror.pem\"\nnovelty = true\n" // which isn't known
 	for name, b := range map[string][]byte{"mirror.pem": ca, "hosts.toml": []byte(conf)} {
 		if err := os.WriteFile(filepath.Join(dir, name), b, 0o600); err != nil {
 			t.Fatal(err)
@@ -68,13 +67,9 @@ func TestHosts(t *testing.T) {
 		t.Errorf("the server was not asked: %+v", c)
 	}
 
-	u, err := url.Parse(mirror.URL)
-	if err != nil {
-		t.Fatal(err)
-	}
-	bad := strings.Replace(conf, "ca =", "ca-file =", 1)
+	bad := strings.Replace(conf, "mirror.pem", "none.pem", 1)
 	if err := os.WriteFile(filepath.Join(dir, "hosts.toml"), []byte(bad), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	l.fails(1, []string{filepath.Join(dir, "hosts.toml") + ", line 3: ", "ca-file", u.Host}, "pexfs", "mount", "--pull", "always", "--hosts-dir", dirs, image, t.TempDir())
+	l.fails(1, []string{filepath.Join(dir, "hosts.toml") + ", line 3: ", "none.pem"}, "pexfs", "mount", "--pull", "always", "--hosts-dir", dirs, image, t.TempDir())
 }

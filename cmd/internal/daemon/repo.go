@@ -130,6 +130,7 @@ type RepoOptions struct {
 	Credentials func(context.Context, ref.Ref) (authn.AuthConfig, error)
 
 	HostsDirs string            // folders of hosts.toml: see hosts.Dirs
+	Ignored   func(string)      // is told what is left out of these: see hosts.Find; may be nil
 	Insecure  bool              // plain HTTP is permitted with a registry that isn't on this machine
 	Transport http.RoundTripper // see registry.Options
 	Stalls    *blob.Stalls      // are told of what hangs; may be nil
@@ -146,7 +147,7 @@ func OpenRepo(ctx context.Context, r ref.Ref, o RepoOptions) (lazy.Repo, error) 
 		}
 		return &repo{Repo: l}, nil
 	case ref.Registry:
-		servers, err := hosts.Find(hosts.Dirs(o.HostsDirs), r.Name.Context().RegistryStr())
+		servers, err := hosts.Find(hosts.Dirs(o.HostsDirs), r.Name.Context().RegistryStr(), o.Ignored)
 		if err != nil {
 			return nil, err
 		}
@@ -187,7 +188,7 @@ func HostCredentials(ctx context.Context, r ref.Ref, dirs string) (map[string]au
 
 // Hosts finds the servers that stand for a reference's registry, and this user's credentials for them, by host and port.
 func Hosts(ctx context.Context, r ref.Ref, dirs string) ([]hosts.Host, map[string]authn.AuthConfig, error) {
-	servers, err := hosts.Find(hosts.Dirs(dirs), r.Name.Context().RegistryStr())
+	servers, err := hosts.Find(hosts.Dirs(dirs), r.Name.Context().RegistryStr(), nil)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -212,4 +213,28 @@ func credentials(ctx context.Context, r ref.Ref, servers []hosts.Host, find func
 		}
 	}
 	return all, nil
+}
+
+// warnings are logged once each. The zero value has logged none.
+type warnings struct {
+	mu   sync.Mutex
+	told map[string]bool
+}
+
+const maxWarnings = 256 // that are remembered
+
+// warn logs a warning, unless it was.
+func (w *warnings) warn(log *slog.Logger, text string) {
+	w.mu.Lock()
+	known := w.told[text]
+	if !known {
+		if w.told == nil || len(w.told) >= maxWarnings {
+			w.told = make(map[string]bool)
+		}
+		w.told[text] = true
+	}
+	w.mu.Unlock()
+	if !known {
+		log.Warn(text)
+	}
 }

@@ -1,8 +1,13 @@
 package daemon
 
 import (
+	"bytes"
 	"context"
+	"log/slog"
 	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -44,5 +49,30 @@ func TestMirrorsCredentials(t *testing.T) {
 				t.Error(diff)
 			}
 		})
+	}
+}
+
+// TestUnknownSettings opens by a hosts.toml with a setting that isn't known: that is logged once, and again only when the file is another.
+func TestUnknownSettings(t *testing.T) {
+	s, _ := testServer(t)
+	var logged bytes.Buffer
+	s.log = slog.New(slog.NewTextHandler(&logged, nil))
+	dir := t.TempDir()
+	name := filepath.Join(dir, "r.example", "hosts.toml")
+	if err := os.Mkdir(filepath.Dir(name), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for i, text := range []string{"colour = 1", "colour = 2", "\ncolour = 2", "server = \"https://m.example\""} {
+		if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		for range 2 {
+			if _, err := s.openRepo(t.Context(), parseRef(t, "r.example/app:1"), RepoOptions{HostsDirs: dir, Auth: &authn.AuthConfig{}, HostAuth: map[string]authn.AuthConfig{}}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if n, want := strings.Count(logged.String(), "level=WARN"), []int{1, 1, 2, 2}[i]; n != want || !strings.Contains(logged.String(), name) {
+			t.Errorf("%q: %d warnings, want %d: %s", text, n, want, &logged)
+		}
 	}
 }

@@ -98,6 +98,7 @@ func (s *server) health(w http.ResponseWriter, r *http.Request) {
 // openRepo is OpenRepo by the daemon's own transport, with what is fetched counted.
 func (s *server) openRepo(ctx context.Context, r ref.Ref, o RepoOptions) (lazy.Repo, error) {
 	o.Transport, o.Stalls, o.Circuits, o.Credentials = s.transport, s.stalls, &s.circuits, s.keyring.credentials
+	o.Ignored = func(text string) { s.warnings.warn(s.log, text) }
 	from, err := OpenRepo(ctx, r, o)
 	if err != nil {
 		return nil, err

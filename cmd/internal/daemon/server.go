@@ -56,6 +56,7 @@ type server struct {
 	transport http.RoundTripper // shared by all registries: one pool of connections
 	stalls    *blob.Stalls
 	circuits  blob.Circuits
+	warnings  warnings // of files that opening reads
 	keyring   *keyring
 	metrics   *metrics.Metrics
 	confined  *confine.State

@@ -2,8 +2,9 @@
 // (https://github.com/containerd/containerd/blob/main/docs/hosts.md), and docker's folders of certificates.
 //
 // A registry's folder is called HOST_PORT_, HOST:PORT or HOST; _default stands for registries that have none. Nothing is cached, so that
-// a change holds for the next image that is opened. A file that isn't understood is an error that names it and the line: it may be the
-// one that keeps requests away from a public server.
+// a change holds for the next image that is opened. A value that isn't understood is an error that names the file and the line: it
+// may be the one that keeps requests away from a public server. Settings that aren't known are left out, as the file may be for another
+// program and newer, but told of.
 package hosts
 
 import (
@@ -59,12 +60,13 @@ func Dirs(list string) []string {
 }
 
 // Find gives the servers for a registry, host or host:port, in the order in which they are to be tried; none where no folder says anything.
-// A folder for this very registry counts before any _default, and an earlier one of dirs before a later one.
-func Find(dirs []string, registry string) ([]Host, error) {
+// A folder for this very registry counts before any _default, and an earlier one of dirs before a later one. ignored, if it isn't nil, is told
+// in one line which settings of a file aren't known.
+func Find(dirs []string, registry string, ignored func(string)) ([]Host, error) {
 	for _, names := range [][]string{folders(registry), {"_default"}} {
 		for _, dir := range dirs {
 			for _, name := range names {
-				all, err := load(filepath.Join(dir, name), registry)
+				all, err := load(filepath.Join(dir, name), registry, ignored)
 				if errors.Is(err, fs.ErrNotExist) || err == nil && all == nil {
 					continue
 				}
@@ -92,7 +94,7 @@ func folders(registry string) []string {
 }
 
 // load reads a registry's folder.
-func load(dir, registry string) ([]Host, error) {
+func load(dir, registry string, ignored func(string)) ([]Host, error) {
 	if _, err := os.Stat(dir); err != nil {
 		return nil, err
 	}
@@ -104,7 +106,11 @@ func load(dir, registry string) ([]Host, error) {
 	if err != nil {
 		return nil, err
 	}
-	return parse(name, b, registry)
+	all, unknown, err := parse(name, b, registry)
+	if unknown != "" && ignored != nil {
+		ignored(unknown)
+	}
+	return all, err
 }
 
 const maxFile = 1 << 20 // bytes of a configuration or a certificate

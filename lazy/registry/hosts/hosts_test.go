@@ -148,7 +148,6 @@ func TestFind(t *testing.T) {
 		{name: "docker's, no PEM", registry: "r.example", files: map[string]string{"b/r.example/ca.crt": "x"}, err: "DIR/b/r.example/ca.crt has no certificate"},
 		{name: "no TOML", registry: "r.example", files: map[string]string{"a/r.example/hosts.toml": "server = \"x\"\n\nthis is not\n"}, err: "DIR/a/r.example/hosts.toml, line 3: "},
 		{name: "a wrong type", registry: "r.example", files: map[string]string{"a/r.example/hosts.toml": "\nserver = 3\n"}, err: "hosts.toml, line 2: "},
-		{name: "an unknown setting", registry: "r.example", files: map[string]string{"a/r.example/hosts.toml": "[host.\"https://a\"]\n\n[host.\"https://b\"]\nskip-verify = true"}, err: `hosts.toml, line 4: "host.`},
 		{name: "an unknown capability", registry: "r.example", files: map[string]string{"a/r.example/hosts.toml": "server = \"https://x\"\n[host.\"https://a\"]\ncapabilities = [\"pull\"]\n[host.\"https://b\"]\ncapabilities = [\"fetch\"]"}, err: `line 5: "fetch" is none of`},
 		{name: "no such scheme", registry: "r.example", files: map[string]string{"a/r.example/hosts.toml": "# x\nserver = \"ftp://x\""}, err: `line 2: "ftp" is neither`},
 		{name: "a user", registry: "r.example", files: map[string]string{"a/r.example/hosts.toml": "[host.\"https://me:secret@x\"]"}, err: `line 1: want an address`},
@@ -161,7 +160,7 @@ func TestFind(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			dir := t.TempDir()
 			write(t, dir, tt.files)
-			all, err := Find([]string{filepath.Join(dir, "a"), filepath.Join(dir, "b")}, tt.registry)
+			all, err := Find([]string{filepath.Join(dir, "a"), filepath.Join(dir, "b")}, tt.registry, nil)
 			if tt.err != "" {
 				if err == nil || !strings.Contains(err.Error(), strings.ReplaceAll(tt.err, "DIR", dir)) || strings.Contains(err.Error(), "secret") {
 					t.Errorf("error %v, want %q", err, tt.err)
@@ -176,6 +175,34 @@ func TestFind(t *testing.T) {
 				got = append(got, text(h))
 			}
 			if diff := cmp.Diff(tt.want, got); diff != "" {
+				t.Error(diff)
+			}
+		})
+	}
+}
+
+// TestUnknown holds that settings that aren't known are told of once for a file, and that the others count.
+func TestUnknown(t *testing.T) {
+	for _, tt := range []struct{ name, text, want string }{
+		{name: "none", text: "[host.\"https://a\"]\n"},
+		{name: "of the server", text: "\ncolour = 3\n[host.\"https://a\"]\n", want: `line 2: "colour"`},
+		{name: "of hosts", text: "[host.\"https://a\"]\n\nskip-verify = true\n[host.\"https://b\"]\nskip-verify = true",
+			want: `line 3: "host.\"https://a\".skip-verify", line 5: "host.\"https://b\".skip-verify"`},
+		{name: "many", text: "a=1\nb=1\nc=1\nd=1\ne=1\nf=1\ng=1\nh=1\ni=1\nj=1\n[host.\"https://a\"]\n",
+			want: `line 1: "a", line 2: "b", line 3: "c", line 4: "d", line 5: "e", line 6: "f", line 7: "g", line 8: "h", and 2 more`},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			dir := t.TempDir()
+			write(t, dir, map[string]string{"r.example/hosts.toml": tt.text})
+			var told, want []string
+			all, err := Find([]string{dir}, "r.example", func(s string) { told = append(told, s) })
+			if err != nil || len(all) < 2 || all[0].Root.Host != "a" {
+				t.Errorf("hosts %v, error %v", all, err)
+			}
+			if tt.want != "" {
+				want = []string{filepath.Join(dir, "r.example", "hosts.toml") + " has settings that aren't known and are left out: " + tt.want}
+			}
+			if diff := cmp.Diff(want, told); diff != "" {
 				t.Error(diff)
 			}
 		})
@@ -201,7 +228,7 @@ func TestKeys(t *testing.T) {
 		[host."https://g"]
 		proxy = "http://p"
 	`})
-	all, err := Find([]string{dir}, "r.example")
+	all, err := Find([]string{dir}, "r.example", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -224,7 +251,7 @@ func FuzzParse(f *testing.F) {
 	}
 	dir := f.TempDir()
 	f.Fuzz(func(t *testing.T, b []byte) {
-		all, err := parse(filepath.Join(dir, "hosts.toml"), b, "r.example")
+		all, unknown, err := parse(filepath.Join(dir, "hosts.toml"), b, "r.example")
 		if err != nil {
 			var line int
 			if _, rest, ok := strings.Cut(err.Error(), "hosts.toml, line "); ok {
@@ -237,6 +264,9 @@ func FuzzParse(f *testing.F) {
 		}
 		if len(all) == 0 {
 			t.Error("no host")
+		}
+		if strings.ContainsAny(unknown, "\r\n") {
+			t.Errorf("what isn't known takes more than a line: %q", unknown)
 		}
 		for _, h := range all {
 			if h.Root == nil || h.Root.Host == "" || strings.HasSuffix(h.Root.Path, "/") || h.Key == "" || h.Root.User != nil {

@@ -44,11 +44,11 @@ func refuse(keys []string, format string, args ...any) error {
 	return &refusal{keys, fmt.Errorf(format, args...)}
 }
 
-// parse reads a hosts.toml.
-func parse(name string, b []byte, registry string) ([]Host, error) {
-	all, err := parseFile(filepath.Dir(name), b, registry)
+// parse reads a hosts.toml. unknown tells of the settings in it that aren't known, in one line.
+func parse(name string, b []byte, registry string) (all []Host, unknown string, err error) {
+	all, left, err := parseFile(filepath.Dir(name), b, registry)
 	if err == nil {
-		return all, nil
+		return all, tellUnknown(name, b, left), nil
 	}
 	line := 0
 	var syntax toml.ParseError
@@ -68,39 +68,52 @@ func parse(name string, b []byte, registry string) ([]Host, error) {
 		}
 	}
 	if line == 0 {
-		return nil, fmt.Errorf("reading %s: %w", name, err)
+		return nil, "", fmt.Errorf("reading %s: %w", name, err)
 	}
-	return nil, fmt.Errorf("reading %s, line %d: %w", name, line, err)
+	return nil, "", fmt.Errorf("reading %s, line %d: %w", name, line, err)
 }
 
-func parseFile(dir string, b []byte, registry string) ([]Host, error) {
+const maxUnknown = 8 // settings that are told of
+
+func tellUnknown(name string, b []byte, left []toml.Key) string {
+	if len(left) == 0 {
+		return ""
+	}
+	var each []string
+	for _, key := range left[:min(len(left), maxUnknown)] {
+		each = append(each, fmt.Sprintf("line %d: %q", lineOf(b, key), key.String()))
+	}
+	if more := len(left) - maxUnknown; more > 0 {
+		each = append(each, fmt.Sprintf("and %d more", more))
+	}
+	return fmt.Sprintf("%s has settings that aren't known and are left out: %s", name, strings.Join(each, ", "))
+}
+
+// parseFile gives the hosts, and the settings that aren't known.
+func parseFile(dir string, b []byte, registry string) (all []Host, unknown []toml.Key, err error) {
 	var f file
 	md, err := toml.Decode(string(b), &f)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	if left := md.Undecoded(); len(left) > 0 {
-		return nil, refuse(left[0], "%q is no setting that is understood", left[0].String())
-	}
-	var all []Host
 	for _, key := range md.Keys() { // in the order of the file
 		if len(key) != 2 || key[0] != "host" {
 			continue
 		}
 		h, err := f.Host[key[1]].host(dir, key[1], key, nil)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		all = append(all, h)
 	}
 	h, err := f.table.host(dir, f.Server, nil, own(registry))
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if h.Root.Scheme == "" && h.TLS != nil {
 		h.Root.Scheme = "https"
 	}
-	return append(all, h), nil
+	return append(all, h), md.Undecoded(), nil
 }
 
 // host makes a Host of what is said of it. at is where that is; fallback is its address if none is given.
