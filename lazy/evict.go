@@ -74,7 +74,7 @@ func (c *Cache) evict(ctx context.Context, k store.Key, dry bool) (gone bool, er
 		}
 		defer done()
 	}
-	if c.st.Used(k) {
+	if c.st.Used(k) || c.st.Pinned(k) { // whoever pins it holds a lease until the pin is written
 		return false, nil
 	}
 	if dry {

@@ -158,7 +158,7 @@ func testDiskFull(t *testing.T, size int64) {
 		if im.Present() == im.Info().Size {
 			t.Error("all of it was written")
 		}
-		if err := c.Trouble(); !errors.Is(err, store.ErrUnwritable) || errors.Is(err, syscall.ENOSPC) != (size < 0) {
+		if err := c.Trouble(t.Context()); !errors.Is(err, store.ErrUnwritable) || errors.Is(err, syscall.ENOSPC) != (size < 0) {
 			t.Errorf("the trouble is %v", err)
 		}
 		if got := c.unwritten.bytes; got > unwrittenMax {
@@ -176,7 +176,7 @@ func testDiskFull(t *testing.T, size int64) {
 	c.trouble.tried = time.Time{}
 	c.trouble.mu.Unlock()
 	fill(t, im)
-	if err := c.Trouble(); err != nil {
+	if err := c.Trouble(t.Context()); err != nil {
 		t.Error(err)
 	}
 	check(t, im, files)

@@ -40,11 +40,15 @@ func (c *Cache) met(err error, n int64) {
 	t.err, t.need = err, n
 }
 
-// Trouble is why the folder can't be written to, or nil. The error wraps store.ErrUnwritable.
-func (c *Cache) Trouble() error {
-	c.look(context.Background())
+// Trouble is why the folder can't be written to, or nil, after a look at it if the last one is a while ago. The look may make room, and ends
+// with ctx. The error wraps store.ErrUnwritable.
+func (c *Cache) Trouble(ctx context.Context) error {
+	c.look(ctx)
 	return c.troubled()
 }
+
+// Resting is Trouble as it was found last. It makes no room, so Options.Claim, which is asked while that is made, may call it.
+func (c *Cache) Resting() error { return c.troubled() }
 
 func (c *Cache) troubled() error {
 	c.trouble.mu.Lock()

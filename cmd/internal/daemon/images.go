@@ -221,7 +221,7 @@ func (s *server) wait(w http.ResponseWriter, r *http.Request) {
 			}
 			s.fill(im)
 		}
-		if err := s.cache.Trouble(); err != nil && !sealed {
+		if err := s.cache.Trouble(r.Context()); err != nil && !sealed {
 			out.send(Message{Error: toError(err)})
 			return
 		}
@@ -320,7 +320,7 @@ func (s *server) stillUsed(ctx context.Context, key store.Key) bool {
 
 // removal begins the removal of an image that nobody uses.
 func (s *server) removal(key store.Key) error {
-	if im := s.cache.Loaded(key); im != nil && im.Filling() && s.cache.Trouble() == nil {
+	if im := s.cache.Loaded(key); im != nil && im.Filling() && s.cache.Resting() == nil {
 		return fmt.Errorf("image %.12s is %w: it is being filled", key, errBusy)
 	}
 	s.mu.Lock()

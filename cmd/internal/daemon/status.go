@@ -67,7 +67,7 @@ func (s *server) status(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	st := Status{PID: os.Getpid(), Cache: s.st.Dir(), Started: s.started, Confined: s.confined, Opening: []Opening{}, Images: []ImageStatus{}}
-	if err := s.cache.Trouble(); err != nil {
+	if err := s.cache.Trouble(r.Context()); err != nil {
 		st.Trouble = err.Error()
 	}
 	s.mu.Lock()

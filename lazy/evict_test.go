@@ -1,0 +1,55 @@
+package lazy
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/pexfs/pex/lazy/store"
+)
+
+// TestRestingWhileRoomIsMade has Claim, which is asked while room is made, ask for the trouble of the folder: it is not looked at, for the
+// look would make room itself.
+func TestRestingWhileRoomIsMade(t *testing.T) {
+	r := newRepo()
+	r.image(t, r.stargzLayer(t, tarOf(t, map[string][]byte{"a": random(6<<20, 1)}, "a"), 900_000))
+	var c *Cache
+	asked := 0
+	c = newCacheOf(t, filepath.Join(t.TempDir(), "c"), Options{Size: 12 << 20, Claim: func(store.Key) (func(), bool) {
+		asked++
+		return func() {}, c.Resting() != nil
+	}})
+	c.trouble.every = 0
+	fill(t, mustOpen(t, c, r, "a:1"))
+	c.met(fmt.Errorf("writing: %w", store.ErrUnwritable), 6<<20)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	release, err := c.st.Reserve(ctx, 8<<20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	release()
+	if asked != 1 || c.Evicted() != 1 {
+		t.Errorf("asked %d times, %d images evicted", asked, c.Evicted())
+	}
+}
+
+// TestEvictPinned pins an image after the eviction has looked for a pin, and before it claims the image.
+func TestEvictPinned(t *testing.T) {
+	r := newRepo()
+	r.image(t, r.stargzLayer(t, tarOf(t, map[string][]byte{"a": random(300_000, 1)}, "a"), 100_000))
+	var c *Cache
+	c = newCacheOf(t, filepath.Join(t.TempDir(), "c"), Options{Claim: func(k store.Key) (func(), bool) {
+		if err := c.st.SetPinned(k, true); err != nil {
+			t.Error(err)
+		}
+		return func() {}, true
+	}})
+	im := mustOpen(t, c, r, "a:1")
+	fill(t, im)
+	if gone, err := c.evict(t.Context(), im.Info().Key, false); gone || err != nil {
+		t.Errorf("gone %v, %v", gone, err)
+	}
+}
