@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"sync"
 	"time"
 
@@ -15,8 +16,31 @@ import (
 
 // Fill fetches all that is missing, behind the readers, and seals the image. It goes on through faults of the network,
 // waiting longer from one to the next, until ctx ends, and rests while the folder takes no more (Cache.Trouble); it gives up on bytes that
-// are wrong and on a registry that refuses: see MayPass. A second call while one runs returns at once.
+// are wrong and on a registry that refuses: see MayPass. A second call while one runs returns at once. Where a failing disk may have lost
+// blocks when the image was to be sealed, it is looked at again and taken out of memory: the error is ErrReopened then.
 func (im *Image) Fill(ctx context.Context) error {
+	err := im.fillAndSeal(ctx)
+	if !errors.Is(err, errLost) {
+		return err
+	}
+	im.log().Warn("blocks may be lost: those on disk are checked", "err", err)
+	key := im.file.Info.Key
+	err = im.c.change(context.WithoutCancel(ctx), key, func(now *Image) error {
+		if now != im {
+			return nil // another has changed it meanwhile, and opened it anew
+		}
+		return im.file.Recheck(context.WithoutCancel(ctx))
+	})
+	if err != nil {
+		return err
+	}
+	return ErrReopened
+}
+
+// errLost says that a failing disk may have lost blocks.
+var errLost = errors.New("the disk has failed")
+
+func (im *Image) fillAndSeal(ctx context.Context) error {
 	ctx, done, err := im.begin(ctx)
 	if err != nil {
 		return err
@@ -49,7 +73,7 @@ func (im *Image) Fill(ctx context.Context) error {
 	return err
 }
 
-// seal puts the complete image on disk. What a failing disk has lost is missing again, and fetched.
+// seal puts the complete image on disk. The error wraps errLost where a failing disk has lost some of it perhaps.
 func (im *Image) seal(ctx context.Context) error {
 	for wait := roomLook; ; wait = min(2*wait, time.Minute) {
 		err := im.file.Seal()
@@ -58,17 +82,12 @@ func (im *Image) seal(ctx context.Context) error {
 		}
 		im.c.met(err, 0)
 		if im.file.State() == store.Lazy {
-			im.mu.Lock()
-			clear(im.done)
-			im.mu.Unlock()
+			return fmt.Errorf("%w: %w", errLost, err)
 		}
 		if err := sleep(ctx, wait); err != nil {
 			return err
 		}
 		if err := im.awaitRoom(ctx); err != nil {
-			return err
-		}
-		if err := im.fill(ctx); err != nil {
 			return err
 		}
 	}

@@ -277,7 +277,7 @@ func (c *Cache) patience(ctx context.Context) (context.Context, context.CancelFu
 	return context.WithTimeoutCause(ctx, c.opts.ReadTimeout, fmt.Errorf("no data for %v", c.opts.ReadTimeout))
 }
 
-// hasChunk tells whether a chunk was written, by this process or an earlier one.
+// hasChunk tells whether a chunk was written, by this process or an earlier one, and not lost since.
 func (im *Image) hasChunk(e extent, k int) bool {
 	im.mu.Lock()
 	defer im.mu.Unlock()
@@ -286,7 +286,21 @@ func (im *Image) hasChunk(e extent, k int) bool {
 
 func (im *Image) hasChunkLocked(e extent, k int) bool {
 	ch := im.plan.chunk(k)
-	return im.done[k] || im.file.Has(e.off+ch.Off, ch.Size)
+	off, end := e.off+ch.Off, e.off+ch.Off+ch.Size
+	if im.file.Has(off, ch.Size) {
+		return true
+	}
+	if !im.done[k] {
+		return false
+	}
+	// blocks that it shares with its neighbours may wait for these; a failing disk may have lost others
+	for _, at := range [...]int64{off / store.BlockSize * store.BlockSize, (end - 1) / store.BlockSize * store.BlockSize} {
+		if _, waits := im.parts[at][k]; !waits && !im.file.Has(at, 1) {
+			return false
+		}
+	}
+	first, last := blocksEnd(0, off), end/store.BlockSize*store.BlockSize
+	return first >= last || im.file.Has(first, last-first)
 }
 
 // copyClone takes a content from another image, unless it is damaged there: then the content is still missing.
@@ -537,6 +551,9 @@ func (im *Image) part(e extent, k int, off, end int64, p []byte) error {
 		return err
 	}
 	at := off / store.BlockSize * store.BlockSize
+	if im.file.Has(at, 1) { // by an earlier process, or again
+		return nil
+	}
 	im.mu.Lock()
 	if im.parts[at] == nil {
 		im.parts[at] = make(map[int]int64)

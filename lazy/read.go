@@ -67,6 +67,9 @@ func (im *Image) compose(ctx context.Context, p []byte, off int64) error {
 			at = min(block, to)
 			continue
 		}
+		if !im.file.Has(at, to-at) {
+			return fmt.Errorf("%w: what lies between contents is lost in image %s", store.ErrDamaged, im.file.Info.Key)
+		}
 		if err := im.readFile(p[at-off:to-off], at); err != nil {
 			return err
 		}
@@ -91,6 +94,9 @@ func (im *Image) composeContent(ctx context.Context, p []byte, i int, e extent, 
 	if cl, ok := im.clones[i]; ok && cl.from.Intact(ctx, cl.off+(off-e.off)/store.BlockSize*store.BlockSize, n+(off-e.off)%store.BlockSize) {
 		_, err := cl.from.File().ReadAt(p, cl.off+off-e.off)
 		return err
+	}
+	if e.chunks == 0 {
+		return fmt.Errorf("%w: a content of a streamed layer is lost in image %s", store.ErrDamaged, im.file.Info.Key)
 	}
 	for k := im.plan.chunkAt(e, off-e.off); len(p) > 0; k++ {
 		ch := im.plan.chunk(k)

@@ -411,8 +411,8 @@ func (im *Image) PutZeros(off, end int64) error {
 	})
 }
 
-// Seal puts a complete image on disk for good and records its Merkle root. Where the disk fails, the error wraps ErrUnwritable, and blocks
-// that are not on disk are missing again.
+// Seal puts a complete image on disk for good and records its Merkle root. The error wraps ErrUnwritable where the disk fails. If that has
+// lost blocks perhaps, all of them are missing until Recheck has found those that are there.
 func (im *Image) Seal() error {
 	if im.sealed.Load() {
 		return nil
@@ -437,7 +437,8 @@ func (im *Image) Seal() error {
 		return nil // whoever needs it and hasn't got it says so
 	})
 	if err := g.Wait(); err != nil { // the next sync would not tell
-		return errors.Join(fmt.Errorf("sealing image %s: %w", im.Info.Key, unwritable(err)), im.distrust())
+		im.present.clearAll()
+		return fmt.Errorf("sealing image %s: %w", im.Info.Key, unwritable(err))
 	}
 	made := hex.EncodeToString(root[:])
 	if im.Info.Root != "" && im.Info.Root != made {

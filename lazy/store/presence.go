@@ -27,7 +27,7 @@ const (
 )
 
 // presence is the mapped map of an image: which blocks are there. Bits go from 0 to 1 while an image is in
-// use (and back only where Forget finds damage), each by one atomic operation after the block's data and Merkle leaf were written, so that another process that
+// use (and back only where Forget or Seal finds damage), each by one atomic operation after the block's data and Merkle leaf were written, so that another process that
 // sees the bit may read the block.
 type presence struct {
 	mem    []byte
@@ -149,6 +149,12 @@ func (p *presence) set(first, n int64) (fresh int64) {
 
 func (p *presence) clear(block int64) {
 	atomic.AndUint64(&p.words[block/wordBlocks], ^uint64(1<<uint(block%wordBlocks)))
+}
+
+func (p *presence) clearAll() {
+	for i := range p.words {
+		atomic.StoreUint64(&p.words[i], 0)
+	}
 }
 
 // full tells whether no block is missing.

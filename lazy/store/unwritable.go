@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"os"
@@ -68,11 +69,38 @@ func (s *Store) TryWriting(ctx context.Context, n int64) error {
 	return unwritable(err)
 }
 
-// distrust looks again at all blocks of an image that a failing disk may have lost: what the system holds in memory of the file says
-// nothing of that.
-func (im *Image) distrust() error {
+// Recheck makes those blocks present that are on disk and what their Merkle leaf says, after Seal has failed: what the system holds in memory
+// of the file may be what the disk has lost. The image is to be opened anew. The error is ctx's, or wraps ErrUnwritable.
+func (im *Image) Recheck(ctx context.Context) error {
 	if err := unix.Fadvise(int(im.f.Fd()), 0, 0, unix.FADV_DONTNEED); err != nil {
-		return err
+		return fmt.Errorf("checking image %s: %w", im.Info.Key, err)
 	}
-	return im.recheck(context.Background())
+	var zero [hashSize]byte
+	buf := make([]byte, 1<<20)
+	for b := int64(0); b < im.blocks; {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		p := buf[:min(int64(len(buf)), (im.blocks-b)*BlockSize)]
+		bad := map[int64]bool{}
+		if _, err := im.f.ReadAt(p, b*BlockSize); err != nil { // which of them can't be read?
+			for i := range int64(len(p)) / BlockSize {
+				_, err := im.f.ReadAt(p[i*BlockSize:][:BlockSize], (b+i)*BlockSize)
+				bad[i] = err != nil
+			}
+		}
+		err := im.marked(func() {
+			for i := range int64(len(p)) / BlockSize {
+				l := [hashSize]byte(im.tree.leaf(b + i))
+				if !bad[i] && l != zero && sha256.Sum256(p[i*BlockSize:][:BlockSize]) == l {
+					im.present.set(b+i, 1)
+				}
+			}
+		})
+		if err != nil {
+			return err
+		}
+		b += int64(len(p)) / BlockSize
+	}
+	return nil
 }

@@ -21,6 +21,13 @@ const (
 	refillLast  = time.Hour
 )
 
+// Pauses before an image that was opened anew under its filler is filled again: none the first time, then reopenFirst, and twice as much and
+// reopenFirst each time up to reopenLast.
+const (
+	reopenFirst = time.Second
+	reopenLast  = time.Minute
+)
+
 // fill starts the filler, which runs until the image is sealed or the daemon ends. If it gives up on something that may pass, another
 // is started after a while, as long as the image is leased.
 func (s *server) fill(im *lazy.Image) { s.fillAgain(im, refillFirst) }
@@ -38,7 +45,13 @@ func (s *server) fillAgain(im *lazy.Image, pause time.Duration) {
 	go func() {
 		defer leave()
 		err := im.Fill(s.ctx)
-		if errors.Is(err, lazy.ErrReopened) && s.leased(key) { // it was unloaded just when somebody came
+		// it was unloaded just when somebody came, or, perhaps again and again, since its disk fails
+		for wait := time.Duration(0); errors.Is(err, lazy.ErrReopened) && s.leased(key); wait = min(2*wait+reopenFirst, reopenLast) {
+			select {
+			case <-time.After(wait):
+			case <-s.ctx.Done():
+				return
+			}
 			if im, err = s.fetchable(s.ctx, key); err == nil {
 				err = im.Fill(s.ctx)
 			}
