@@ -2,6 +2,7 @@ package lazy
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"testing"
@@ -51,5 +52,23 @@ func TestEvictPinned(t *testing.T) {
 	fill(t, im)
 	if gone, err := c.evict(t.Context(), im.Info().Key, false); gone || err != nil {
 		t.Errorf("gone %v, %v", gone, err)
+	}
+}
+
+// TestTooLargeEvictsNothing asks for more room than the whole cache has: no image is removed for that.
+func TestTooLargeEvictsNothing(t *testing.T) {
+	c := newCacheOf(t, filepath.Join(t.TempDir(), "c"), Options{Size: 20 << 20})
+	for i := range 2 {
+		r := newRepo()
+		r.image(t, r.stargzLayer(t, tarOf(t, map[string][]byte{"a": random(1<<20, uint64(i+1))}, "a"), 100_000))
+		fill(t, mustOpen(t, c, r, fmt.Sprintf("s%d:1", i)))
+	}
+	var full *store.FullError
+	if _, err := c.st.Reserve(t.Context(), 100<<20); !errors.As(err, &full) {
+		t.Errorf("got %v", err)
+	}
+	all, err := c.st.Uses()
+	if err != nil || len(all) != 2 || c.Evicted() != 0 {
+		t.Errorf("%d of 2 images are left, %v", len(all), err)
 	}
 }

@@ -78,6 +78,9 @@ func (s *Store) reserveOf(ctx context.Context, n int64, makeRoom func(context.Co
 	if err != nil || release != nil {
 		return release, err
 	}
+	if !s.ever(n) {
+		return nil, &FullError{Dir: s.dir, Need: n, Free: free}
+	}
 	room := func() bool { return s.measure() == nil && s.hasRoom(n) }
 	if room() || makeRoom != nil && makeRoom(ctx, room) {
 		if release, free, err = s.reserve(n); err != nil || release != nil {
@@ -95,13 +98,13 @@ func (s *Store) reserve(n int64) (release func(), free int64, err error) {
 	if err := s.remeasure(); err != nil {
 		return nil, 0, err
 	}
-	var fsys unix.Statfs_t
-	if err := unix.Statfs(s.dir, &fsys); err != nil {
-		return nil, 0, fmt.Errorf("looking for room in cache folder: %w", err)
-	}
 	b := &s.budget
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	var fsys unix.Statfs_t // with the account locked: what was free before may be promised, written and released meanwhile
+	if err := unix.Statfs(s.dir, &fsys); err != nil {
+		return nil, 0, fmt.Errorf("looking for room in cache folder: %w", err)
+	}
 	free, _ = b.free(&fsys)
 	if free < n {
 		return nil, free, nil
@@ -115,13 +118,25 @@ func (s *Store) reserve(n int64) (release func(), free int64, err error) {
 	}), free, nil
 }
 
+// ever tells whether n bytes, as many as reserve takes, would fit if nothing else were in the folder.
+func (s *Store) ever(n int64) bool {
+	s.budget.mu.Lock()
+	defer s.budget.mu.Unlock()
+	var fsys unix.Statfs_t
+	if unix.Statfs(s.dir, &fsys) != nil {
+		return true // reserve says why not
+	}
+	_, size := s.budget.free(&fsys)
+	return n <= size-spare
+}
+
 func (s *Store) hasRoom(n int64) bool {
+	s.budget.mu.Lock()
+	defer s.budget.mu.Unlock()
 	var fsys unix.Statfs_t
 	if unix.Statfs(s.dir, &fsys) != nil {
 		return false
 	}
-	s.budget.mu.Lock()
-	defer s.budget.mu.Unlock()
 	free, _ := s.budget.free(&fsys)
 	return free >= n
 }
