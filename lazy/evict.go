@@ -94,7 +94,7 @@ func (c *Cache) idle(k store.Key) bool {
 	if im == nil || coming {
 		return !coming
 	}
-	rests := im.filling.Load() && c.troubled() != nil
+	rests := im.filling.Load() && !im.checking.Load() && c.troubled() != nil
 	im.mu.Lock()
 	defer im.mu.Unlock()
 	users := im.users

@@ -72,3 +72,22 @@ func TestTooLargeEvictsNothing(t *testing.T) {
 		t.Errorf("%d of 2 images are left, %v", len(all), err)
 	}
 }
+
+// TestCheckedIsNotIdle has the folder take no more while an image is being checked: the check is no filler that rests.
+func TestCheckedIsNotIdle(t *testing.T) {
+	r := newRepo()
+	r.image(t, r.stargzLayer(t, tarOf(t, map[string][]byte{"a": random(300_000, 1)}, "a"), 100_000))
+	c := newCache(t, filepath.Join(t.TempDir(), "c"))
+	key := mustOpen(t, c, r, "a:1").Info().Key
+	c.met(fmt.Errorf("writing: %w", store.ErrUnwritable), 0)
+	told := false
+	_, err := c.Fsck(t.Context(), key, nil, false, func(Event) {
+		told = true
+		if c.idle(key) {
+			t.Error("it can be evicted while it is checked")
+		}
+	})
+	if err != nil || !told || !c.idle(key) {
+		t.Errorf("told %v, idle afterwards %v, %v", told, c.idle(key), err)
+	}
+}

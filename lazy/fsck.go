@@ -97,6 +97,8 @@ func (c *Cache) fsck(ctx context.Context, im *Image, repo func(store.Info) (Repo
 		return loss{}, fmt.Errorf("checking image %s: %w", im.file.Info.Key, ErrBusy)
 	}
 	defer im.filling.Store(false)
+	im.checking.Store(true)
+	defer im.checking.Store(false)
 	rep.Checked = im.file.Present()
 	d, err := im.file.Fsck(ctx, func(n int64) { tell(Event{Stage: "checking", Bytes: n, Total: im.file.Info.Size}) })
 	if err != nil {

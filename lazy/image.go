@@ -29,7 +29,8 @@ type Image struct {
 	others []*store.Image
 
 	fetched   atomic.Int64 // compressed bytes asked of the network, but for what early has
-	filling   atomic.Bool
+	filling   atomic.Bool  // or being checked: there is no filler meanwhile
+	checking  atomic.Bool
 	sealed    chan struct{} // closed when the image is
 	replaying atomic.Bool
 	jobs      sync.WaitGroup  // and all else that begin counts
