@@ -34,7 +34,7 @@ const (
 	ReadyFD = 4
 )
 
-// Views may end maxDeaths times within deathSpan, and maxStarts times in a row before they serve. Between one's end and the next one's
+// Views may end maxDeaths times within deathSpan, and maxStarts times in a row, of their own, before they serve. Between one's end and the next one's
 // start the holder waits for longer and longer, up to maxPause, and only from the time on when they have ended freeDeaths times.
 const (
 	maxDeaths  = 32
@@ -93,13 +93,17 @@ func (h *Holder) Run(terminate <-chan os.Signal) error {
 		if !h.served { // then whoever waits for it is told, and what it began is undone by them
 			return fmt.Errorf("the view ended before the mount could be used: %w", ended(how, err))
 		}
+		killed := false
 		if how != nil {
 			ws, ok := how.Sys().(syscall.WaitStatus)
 			h.terminate = ok && ws.Signaled() && ws.Signal() == syscall.SIGTERM
+			killed = ok && ws.Signaled() && ws.Signal() == syscall.SIGKILL
 		}
-		starts++
-		if h.serves {
+		switch {
+		case h.serves:
 			starts = 0
+		case !killed: // by somebody else, who may come to an end
+			starts++
 		}
 		deaths = append(deaths, time.Now())
 		for time.Since(deaths[0]) > deathSpan {
