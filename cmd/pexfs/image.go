@@ -221,6 +221,11 @@ the whole structure was checked and if nobody but its owner, who must be root or
 			if s.Dir, err = filepath.Abs(dir); err != nil {
 				return err
 			}
+			if st, err := os.Stat(name); err != nil {
+				return fmt.Errorf("opening image: %w", err)
+			} else if !st.Mode().IsRegular() { // a view may look at nothing but the file
+				return fmt.Errorf("opening image %s: not a regular file", name)
+			}
 			s.File, s.Source = name, name
 			if foreground {
 				return serveHere(nil, s)
