@@ -183,9 +183,16 @@ func (l *lab) imageFile() string {
 
 func (l *lab) killDaemon() {
 	l.t.Helper()
-	b, err := os.ReadFile(filepath.Join(l.cache, "lock"))
-	if err != nil {
-		l.t.Fatal(err)
+	var b []byte
+	for range 500 { // it is empty for a moment while a daemon begins
+		var err error
+		if b, err = os.ReadFile(filepath.Join(l.cache, "lock")); err != nil {
+			l.t.Fatal(err)
+		}
+		if len(b) > 0 {
+			break
+		}
+		time.Sleep(10 * time.Millisecond)
 	}
 	pid, err := strconv.Atoi(strings.TrimSpace(string(b)))
 	if err != nil {
