@@ -111,6 +111,7 @@ func TestDaemonKilled(t *testing.T) {
 	}
 	users.Wait()
 	l.seal(l.addr + "/demo-estargz")
+	l.seal(l.addr + "/demo") // what is being filled isn't checked
 	users.Go(func() {
 		if out, err := l.command("pexfs", "fsck").CombinedOutput(); err != nil {
 			t.Errorf("fsck: %v: %s", err, out)

@@ -183,23 +183,22 @@ func (l *lab) imageFile() string {
 
 func (l *lab) killDaemon() {
 	l.t.Helper()
-	var b []byte
-	for range 500 { // it is empty for a moment while a daemon begins
-		var err error
-		if b, err = os.ReadFile(filepath.Join(l.cache, "lock")); err != nil {
-			l.t.Fatal(err)
+	var pid int
+	for i := 0; ; i++ { // while a daemon begins, the file is empty for a moment, or names the last one
+		b, err := os.ReadFile(filepath.Join(l.cache, "lock"))
+		if err == nil {
+			pid, err = strconv.Atoi(strings.TrimSpace(string(b)))
 		}
-		if len(b) > 0 {
+		if err == nil {
+			err = syscall.Kill(pid, syscall.SIGKILL)
+		}
+		if err == nil {
 			break
 		}
+		if i == 1000 {
+			l.t.Fatal(err)
+		}
 		time.Sleep(10 * time.Millisecond)
-	}
-	pid, err := strconv.Atoi(strings.TrimSpace(string(b)))
-	if err != nil {
-		l.t.Fatal(err)
-	}
-	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
-		l.t.Fatal(err)
 	}
 	for syscall.Kill(pid, 0) == nil {
 		if b, _ := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat"); bytes.Contains(b, []byte(") Z ")) {
