@@ -70,15 +70,12 @@ type Use struct {
 
 // Uses lists the images of the cache, the one first whose last use is longest ago.
 func (s *Store) Uses() ([]Use, error) {
-	dirs, err := os.ReadDir(filepath.Join(s.dir, "images"))
+	dirs, err := s.imageDirs()
 	if err != nil {
-		return nil, fmt.Errorf("listing images: %w", err)
+		return nil, err
 	}
 	var all []Use
 	for _, d := range dirs {
-		if !isHex(d.Name()) {
-			continue
-		}
 		if st, err := d.Info(); err == nil {
 			all = append(all, Use{Key(d.Name()), st.ModTime()})
 		}
